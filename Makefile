@@ -1,0 +1,46 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Each makes .venv itself.
+# `PYTHON=python3.12 make env` picks another interpreter (3.11 or newer).
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_FLAGS ?=
+TEST_FLAGS ?=
+
+# The stamp holds the interpreter's name; asking for another one by name makes the environment anew.
+ifdef PYTHON
+ifneq ($(shell cat $(READY) 2>/dev/null),$(PYTHON))
+$(READY): FORCE
+endif
+endif
+PYTHON ?= python3
+
+.PHONY: demo test lint format env clean FORCE
+
+demo: env
+	$(BIN)/kinetics demo $(DEMO_FLAGS)
+
+test: env
+	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+lint: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+env: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kinetics_jax needs Python 3.11 or newer; got %d.%d. Use PYTHON=python3.12 make env" % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo $(PYTHON) > $(READY)
+
+# Back to a fresh clone, except for results in out/ that are not the demo's.
+clean:
+	rm -rf $(VENV) build dist out/demo .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,32 @@
+"""The command `kinetics`: its groups and how errors become one sentence. Each command has a file of its own."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="kinetics",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=True)
+"""Progress and errors go to standard error; results go to standard output."""
+
+
+@app.callback()
+def _root() -> None:
+    """A laboratory for test-time scaling: price it, run it, measure it, spend a budget well."""
+
+
+def main() -> None:
+    """Run the command line; a mistake of the caller ends in one sentence and exit code 2, Ctrl-C in 130."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        console.print("Interrupted. What was written so far is complete; run the same command to continue.")
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        console.print(f"Error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)

@@ -1,0 +1,97 @@
+"""Dense against sparse attention on the same caps, with the widest gaps as arrows (PAPER.md Figs. 8, 14, 21, 22)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from kinetics_jax.scaling import Allocation, Gap, widest_gap
+
+from ._style import METHOD_STYLES, PRICE_UNITS, curve_rows, house_style, new_figure, save
+
+_NUM_COLUMNS = 3
+
+
+def dense_vs_sparse(
+    panels: Mapping[str, Mapping[str, Allocation]], path: str | Path, *, arrows: str = "block_topk"
+) -> tuple[Path, Path]:
+    """Draw accuracy against cost for each attention method, a panel a group, with gap arrows from dense.
+
+    The vertical arrow is the largest gain at equal cap, with its paired 90% interval; the horizontal one the
+    largest saving at equal accuracy. Both are read off cross-fitted curves.
+
+    Args:
+        panels: Title (a model, a difficulty, "all models") to allocations by method; each has "dense".
+        path: Where the PNG goes; the CSV goes beside it.
+        arrows: The method that the arrows lead to.
+
+    Returns:
+        The paths of the PNG and the CSV.
+
+    Raises:
+        ValueError: If a panel lacks "dense" or the method of the arrows.
+
+    References:
+        PAPER.md section 5, Figs. 8, 14, 21 and 22.
+    """
+    for title, curves in panels.items():
+        if "dense" not in curves or arrows not in curves:
+            raise ValueError(f"panel {title!r} needs the curves 'dense' and {arrows!r}; got {list(curves)}")
+    num_columns = min(_NUM_COLUMNS, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    unit = PRICE_UNITS[next(iter(next(iter(panels.values())).values())).price]
+    with house_style():
+        figure = new_figure(max(6.0, 3.9 * num_columns), 0.9 + 3.3 * num_rows)
+        grid = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
+        for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+            gap = widest_gap(curves["dense"], curves[arrows])
+            for method in _by_mean_accuracy(curves):
+                _draw_curve(axes, curves[method], method)
+            _draw_arrows(axes, gap, METHOD_STYLES[arrows][1])
+            axes.set_title(f"{title}\n{_describe(gap)}", loc="left", fontsize=9.5)
+            axes.set_xscale("log")
+            axes.set_ylim(0, 1)
+            axes.legend(loc="upper left")
+            axes.tick_params(labelbottom=True, labelleft=True)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.remove()
+        figure.suptitle(f"Dense against sparse attention; arrows: {METHOD_STYLES[arrows][0]} over dense (cross-fitted)")
+        figure.supxlabel(f"cap on the expected price of a request [{unit}]", fontsize=10)
+        figure.supylabel("accuracy (share of problems)", fontsize=10)
+        rows = [
+            row
+            for title, curves in panels.items()
+            for method, curve in curves.items()
+            for row in curve_rows(curve, {"panel": title, "method": method})
+        ]
+        return save(figure, rows, path)
+
+
+def _by_mean_accuracy(curves: Mapping[str, Allocation]) -> list[str]:
+    return sorted(curves, key=lambda method: -float(np.mean(curves[method].accuracy)))
+
+
+def _draw_curve(axes: Axes, curve: Allocation, method: str) -> None:
+    label, color, marker = METHOD_STYLES[method]
+    low, high = curve.interval()
+    axes.fill_between(np.asarray(curve.budgets), low, high, color=color, alpha=0.12, linewidth=0)
+    axes.plot(
+        np.asarray(curve.budgets), np.asarray(curve.accuracy), color=color, marker=marker, markevery=8, label=label
+    )
+
+
+def _draw_arrows(axes: Axes, gap: Gap, color: str) -> None:
+    line = {"arrowstyle": "-|>", "color": color, "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 11}
+    if gap.gain > 0:
+        foot, head = (gap.gain_budget, gap.base_accuracy), (gap.gain_budget, gap.base_accuracy + gap.gain)
+        axes.annotate("", xy=head, xytext=foot, arrowprops=line, zorder=5)
+    if gap.cost_ratio > 1:
+        start, end = (gap.base_cost, gap.ratio_accuracy), (gap.other_cost, gap.ratio_accuracy)
+        axes.annotate("", xy=end, xytext=start, arrowprops={**line, "linestyle": "--"}, zorder=5)
+
+
+def _describe(gap: Gap) -> str:
+    """Say in one line what the two arrows show: always readable, wherever the curves run."""
+    gain = f"{100 * gap.gain:+.0f} points [{100 * gap.gain_low:+.0f}, {100 * gap.gain_high:+.0f}]"
+    return f"{gain}, {gap.cost_ratio:.1f}x cheaper" if gap.cost_ratio > 1 else f"{gain}, never cheaper"

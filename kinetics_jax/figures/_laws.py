@@ -1,0 +1,88 @@
+"""The two laws side by side: the model each picks for an accuracy, and what the wrong pick costs (PAPER.md Fig. 1)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from kinetics_jax.scaling import Allocation, Band, LawComparison, model_bands
+
+from ._style import finite_or_blank, house_style, is_light, new_figure, save, short_names, size_styles
+
+
+def law_bands(
+    flops_frontiers: Mapping[str, Allocation],
+    eflops_frontiers: Mapping[str, Allocation],
+    comparisons: Sequence[LawComparison],
+    path: str | Path,
+) -> tuple[Path, Path]:
+    """Draw which model each law picks by accuracy, above the cost ratio of following FLOPs.
+
+    Args:
+        flops_frontiers: One allocation a model priced in FLOPs, smallest model first.
+        eflops_frontiers: The same priced in eFLOPs.
+        comparisons: `scaling.wrong_law_cost` of the two, by rising accuracy.
+        path: Where the PNG goes; the CSV goes beside it.
+
+    Returns:
+        The paths of the PNG and the CSV.
+
+    References:
+        PAPER.md section 5, Fig. 1.
+    """
+    names = short_names(eflops_frontiers)
+    styles = size_styles(list(eflops_frontiers))
+    with house_style():
+        figure = new_figure(7.0, 4.6)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.3))
+        for height, frontiers in ((1.0, flops_frontiers), (0.0, eflops_frontiers)):
+            _draw_bar(top, height, model_bands(frontiers), names, styles)
+        top.set_yticks([1, 0], ["FLOPs law", "eFLOPs law"])
+        top.set_ylim(-0.5, 1.5)
+        top.grid(visible=False)
+        top.set_title("Model that reaches an accuracy at the lowest price", loc="left")
+        handles = [Patch(color=styles[model][0], label=names[model]) for model in names]
+        top.legend(handles=handles, title="model", loc="upper left", bbox_to_anchor=(1.0, 1.05))
+        accuracy = np.array([row.accuracy for row in comparisons])
+        ratio = np.array([row.cost_ratio for row in comparisons])
+        bottom.step(accuracy, np.where(np.isfinite(ratio), ratio, np.nan), where="mid", color="#000000")
+        bottom.axhline(1, color="#777777", linewidth=1, linestyle="--")
+        bottom.set_ylim(bottom=0)
+        bottom.set_xlim(0, 1)
+        bottom.set_ylabel("eFLOPs of the FLOPs law's\nmodel, times the best")
+        bottom.set_xlabel("accuracy to reach (share of problems)")
+        return save(figure, _rows(comparisons), path)
+
+
+def _draw_bar(
+    axes: Axes, height: float, bands: Sequence[Band], names: Mapping[str, str], styles: Mapping[str, tuple[str, str]]
+) -> None:
+    for band in bands:
+        width = band.accuracy_to - band.accuracy_from
+        axes.barh(height, width, left=band.accuracy_from, height=0.7, color=styles[band.model][0], edgecolor="white")
+        if width > 0.018 * (len(names[band.model]) + 1):
+            axes.text(
+                band.accuracy_from + width / 2,
+                height,
+                names[band.model],
+                color="black" if is_light(styles[band.model][0]) else "white",
+                ha="center",
+                va="center",
+                weight="bold",
+            )
+
+
+def _rows(comparisons: Sequence[LawComparison]) -> list[dict[str, object]]:
+    return [
+        {
+            "accuracy": row.accuracy,
+            "flops_law_model": row.flops_model or "",
+            "flops_law_eflops": finite_or_blank(row.flops_model_eflops),
+            "eflops_law_model": row.eflops_model or "",
+            "eflops_law_eflops": finite_or_blank(row.eflops_model_eflops),
+            "cost_ratio": finite_or_blank(row.cost_ratio),
+        }
+        for row in comparisons
+    ]

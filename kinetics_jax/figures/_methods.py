@@ -1,0 +1,68 @@
+"""Sparse methods compared at equal KV budget, a panel a model, with dense as the line to reach (PAPER.md Fig. 9)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from kinetics_jax.scaling import MethodPoint
+
+from ._style import METHOD_STYLES, house_style, new_figure, save
+
+
+def methods_compared(points: Sequence[MethodPoint], path: str | Path) -> tuple[Path, Path]:
+    """Draw accuracy against KV budget for each attention method, a panel a model, dense as a horizontal line.
+
+    Args:
+        points: One point a (model, attention) (`scaling.accuracy_by_budget`), smallest model first.
+        path: Where the PNG goes; the CSV goes beside it.
+
+    Returns:
+        The paths of the PNG and the CSV.
+
+    Raises:
+        ValueError: If there is no sparse point.
+
+    References:
+        PAPER.md section 5, Fig. 9.
+    """
+    if all(point.budget_len is None for point in points):
+        raise ValueError("a comparison of methods needs points with a KV budget; got dense ones only")
+    models = list(dict.fromkeys(point.model for point in points))
+    with house_style():
+        figure = new_figure(max(5.0, 2.9 * len(models)), 3.9)
+        panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+        for axes, model in zip(panels, models, strict=True):
+            _draw_panel(axes, [point for point in points if point.model == model])
+            axes.set_title(model, loc="left")
+        panels[0].set_ylabel("accuracy at full length\n(share of trials, 90% interval)")
+        figure.supxlabel("KV budget [tokens read per step, layer and KV head]", fontsize=10)
+        # One legend, in the order of the curves of the best model: the last panel.
+        handles, labels = panels[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        return save(figure, [asdict(point) for point in points], path)
+
+
+def _draw_panel(axes: Axes, points: list[MethodPoint]) -> None:
+    methods = dict.fromkeys(point.method for point in points)
+    best = {method: max(point.accuracy for point in points if point.method == method) for method in methods}
+    mean = {method: np.mean([point.accuracy for point in points if point.method == method]) for method in methods}
+    for method in sorted(methods, key=lambda method: (method != "dense", -mean[method], -best[method])):
+        label, color, marker = METHOD_STYLES[method]
+        curve = sorted((point for point in points if point.method == method), key=lambda point: point.budget_len or 0)
+        if method == "dense":
+            axes.axhspan(curve[0].low, curve[0].high, color=color, alpha=0.1, linewidth=0)
+            axes.axhline(curve[0].accuracy, color=color, linestyle="--", label=label)
+            continue
+        budgets = [float(point.budget_len or 0) for point in curve]
+        accuracy = np.array([point.accuracy for point in curve])
+        # Percentile intervals of a skewed sample may leave the mean by a rounding error only.
+        error = np.maximum([accuracy - [p.low for p in curve], [p.high for p in curve] - accuracy], 0)
+        axes.errorbar(budgets, accuracy, yerr=error, color=color, marker=marker, capsize=2, elinewidth=1, label=label)
+    ticks = sorted({point.budget_len for point in points if point.budget_len is not None})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.04)

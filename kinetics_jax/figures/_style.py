@@ -1,0 +1,139 @@
+"""One look for all figures, and the only place that writes files: a PNG and the CSV it was drawn from."""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from kinetics_jax.scaling import Allocation
+
+# Dark to light, in the order of model size: read correctly with any colour vision, and in grey.
+_SIZE_COLORS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#c9b412", "#8c5a13")
+_SIZE_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+# Okabe and Ito's palette: distinct under the three common colour deficiencies.
+METHOD_STYLES: Mapping[str, tuple[str, str, str]] = {
+    "dense": ("dense", "#000000", "o"),
+    "topk": ("oracle top-k", "#0072B2", "s"),
+    "block_topk": ("block top-k", "#D55E00", "^"),
+    "local": ("local window", "#009E73", "D"),
+}
+PRICE_UNITS = {"eflops": "eFLOPs", "flops": "FLOPs"}
+
+_RC: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "savefig.dpi": 160,
+}
+
+
+def size_styles(models: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return (colour, marker) by model, in the order given: smallest first."""
+    if len(models) > len(_SIZE_COLORS):
+        raise ValueError(f"a figure shows at most {len(_SIZE_COLORS)} models; got {len(models)}. Draw a part of them.")
+    return {model: (_SIZE_COLORS[rank], _SIZE_MARKERS[rank]) for rank, model in enumerate(models)}
+
+
+def is_light(color: str) -> bool:
+    """Tell whether black text reads better than white on a colour."""
+    red, green, blue = to_rgb(color)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Return each model's name without what all names share: Qwen3-8B -> 8B."""
+    names = list(models)
+    families = {name.rpartition("-")[0] for name in names}
+    return {name: name.rpartition("-")[2] if len(families) == 1 else name for name in names}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw inside with the shared settings; the caller's matplotlib settings are untouched."""
+    with mpl.rc_context(_RC):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure [inches] on a canvas that needs no display."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, rows: Sequence[Mapping[str, Any]], path: str | Path) -> tuple[Path, Path]:
+    """Write the picture and its data beside each other: written whole under another name, then renamed.
+
+    Args:
+        figure: The picture.
+        rows: Its data, one mapping a line; the keys of the first are the columns.
+        path: Where the PNG goes; the CSV gets the same name. Missing folders are made.
+
+    Returns:
+        The paths of the PNG and the CSV.
+
+    Raises:
+        ValueError: If `path` does not end in .png or its folder cannot be written.
+    """
+    png = Path(path)
+    if png.suffix != ".png":
+        raise ValueError(f"a figure's path must end in .png (its data goes to the .csv beside); got {png.name!r}")
+    table = png.with_suffix(".csv")
+    png_part, table_part = (target.with_name(f".{target.name}.part") for target in (png, table))
+    try:
+        png.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {png.parent}: {error.strerror}. Choose another one.") from error
+    try:
+        with table_part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+        figure.savefig(png_part, format="png")
+        table_part.replace(table)
+        png_part.replace(png)
+    except OSError as error:
+        raise ValueError(f"cannot write {png}: {error.strerror}. Choose a folder that you may write to.") from error
+    finally:
+        png_part.unlink(missing_ok=True)
+        table_part.unlink(missing_ok=True)
+    return png, table
+
+
+def curve_rows(curve: Allocation, head: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the CSV rows of one curve, a row a cap, each behind the columns of `head`."""
+    low, high = curve.interval()
+    columns = {
+        f"cap_{curve.price}": curve.budgets,
+        f"spent_{curve.price}": curve.spent,
+        "accuracy": curve.accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "naive_accuracy": curve.naive_accuracy,
+        "naive_bias": curve.bias,
+        **{f"mean_{what}": curve.mean_choice(what) for what in ("gen_len", "num_trials", "budget_len")},
+    }
+    values = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
+    return [{**head, **dict(zip(columns, map(finite_or_blank, row), strict=True))} for row in values]
+
+
+def finite_or_blank(value: float) -> float | str:
+    """Return the number for a CSV cell, an empty one for NaN or infinity."""
+    return float(value) if abs(value) < float("inf") else ""

@@ -1,0 +1,143 @@
+"""The decoder: token ids in, next-token logits out, three ways: all at once, prefill, and one token a step.
+
+Called by `sampling` and `training`; `checkpoints_conversion` fills it. Sharding and other families are left out here.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from kinetics_jax.attention import PagedCache, advance, append, causal_attention, decode_attention
+from kinetics_jax.specs import AttentionSpec, ModelSpec
+
+from ._embedding import look_up
+from ._layer import DecoderLayer, logits_from
+
+
+class Decoder(nnx.Module):
+    """A Qwen3-architecture language model.
+
+    Args:
+        spec: Its geometry.
+        dtype: Compute dtype of activations; norms and logits are float32 inside.
+        param_dtype: Storage dtype of the weights.
+        rngs: Initialisation keys.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from kinetics_jax.specs import MODELS
+        >>> model = Decoder(MODELS["Kinetics-Mini-0.1M"], rngs=nnx.Rngs(0))
+        >>> model(jnp.zeros((1, 3), jnp.int32)).shape
+        (1, 3, 64)
+
+    References:
+        Qwen3 technical report (arXiv 2505.09388), section 2.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.spec = spec
+        self.dtype = dtype
+        self.embed = nnx.Embed(spec.vocab_size, spec.d_model, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.layers = nnx.List(
+            [DecoderLayer(spec, dtype=dtype, param_dtype=param_dtype, rngs=rngs) for _ in range(spec.num_layers)]
+        )
+        self.final_norm = nnx.RMSNorm(
+            spec.d_model, epsilon=spec.norm_eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        self.lm_head = (
+            None
+            if spec.tied_embeddings
+            else nnx.Linear(
+                spec.d_model, spec.vocab_size, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            )
+        )
+
+    def __call__(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        """Return the float32 logits of every position, without a cache."""
+        hidden, _, _ = self._run_causal(token_ids)
+        return self._logits(hidden)
+
+    def prefill(
+        self, token_ids: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "L B T K H"], Float[Array, "L B T K H"]]:
+        """Return the final hidden states and every layer's keys and values.
+
+        Padding belongs at the end: later tokens never change earlier ones. `next_logits` turns a hidden state
+        into logits.
+        """
+        hidden, keys, values = self._run_causal(token_ids)
+        return hidden, jnp.stack(keys), jnp.stack(values)
+
+    def next_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Return the float32 logits that final hidden states from `prefill` predict."""
+        return self._logits(hidden)
+
+    def decode_step(
+        self, token_ids: Int[Array, " B"], cache: PagedCache, attention: AttentionSpec
+    ) -> tuple[Float[Array, "B V"], PagedCache]:
+        """Append one token per sequence and return the logits of the next.
+
+        Args:
+            token_ids: The newest token of each sequence [B].
+            cache: Everything before it.
+            attention: Which cache entries each layer reads.
+
+        Returns:
+            Float32 logits [B, V] and the cache one token longer.
+        """
+        positions = cache.lengths[:, None]
+        hidden = self._embed(token_ids[:, None])
+        for index, layer in enumerate(self.layers):
+
+            def attend(queries: Array, keys: Array, values: Array, index: int = index) -> Array:
+                nonlocal cache
+                cache = append(cache, index, keys[:, 0], values[:, 0])
+                scale = self.spec.head_dim**-0.5
+                return decode_attention(attention, queries[:, 0], cache, index, scale=scale)[:, None]
+
+            hidden = layer(hidden, positions, attend)
+        return self._logits(self.final_norm(hidden[:, 0])), advance(cache)
+
+    def _run_causal(self, token_ids: Array) -> tuple[Array, list[Array], list[Array]]:
+        positions = jnp.arange(token_ids.shape[1])[None]
+        all_keys, all_values = [], []
+
+        def attend(queries: Array, keys: Array, values: Array) -> Array:
+            all_keys.append(keys)
+            all_values.append(values)
+            return causal_attention(queries, keys, values)
+
+        hidden = self._embed(token_ids)
+        for layer in self.layers:
+            hidden = layer(hidden, positions, attend)
+        return self.final_norm(hidden), all_keys, all_values
+
+    def _embed(self, token_ids: Array) -> Array:
+        return look_up(self.embed.embedding[...], token_ids).astype(self.dtype)
+
+    def _logits(self, hidden: Array) -> Array:
+        if self.lm_head is None:
+            return logits_from(hidden, self.embed.embedding[...])
+        return logits_from(hidden, self.lm_head.kernel[...].T)
+
+
+def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32) -> Decoder:
+    """Return the decoder with shapes in place of arrays, for converters and for counting without memory.
+
+    Example:
+        >>> import jax
+        >>> from kinetics_jax.specs import MODELS
+        >>> spec = MODELS["Qwen3-32B"]
+        >>> sum(leaf.size for leaf in jax.tree.leaves(abstract_decoder(spec))) == spec.num_params
+        True
+    """
+    return nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))

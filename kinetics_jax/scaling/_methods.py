@@ -1,0 +1,66 @@
+"""Accuracy of each attention method as its KV budget grows, at full length: no prices, no choice, no bias."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kinetics_jax.specs import Dense, parse_attention
+from kinetics_jax.traces import TraceTable
+
+from ._allocate import percentile_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodPoint:
+    """Hold the accuracy of one model under one attention spec.
+
+    Attributes:
+        model: Model name.
+        method: Attention method ("dense", "topk", "block_topk", "local").
+        budget_len: Tokens read per step, layer and KV head; None for dense.
+        accuracy: Share of right trials (Pass@1 at full length), mean over problems.
+        low: Lower end of the 90% bootstrap interval over problems.
+        high: Upper end.
+        mean_gen_len: Mean generated length [tokens].
+    """
+
+    model: str
+    method: str
+    budget_len: int | None
+    accuracy: float
+    low: float
+    high: float
+    mean_gen_len: float
+
+
+def accuracy_by_budget(tables: Iterable[TraceTable], *, seed: int = 0) -> tuple[MethodPoint, ...]:
+    """Return one point a table: the accuracy of its model under its attention.
+
+    Args:
+        tables: One table a (model, attention).
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Points in the order of the tables.
+
+    References:
+        PAPER.md section 5, Fig. 9.
+    """
+    points = []
+    for table in tables:
+        right_Q = (table.mask & np.isfinite(table.solved_len)).sum(1) / table.mask.sum(1)
+        low, high = percentile_interval(right_Q[None], level=0.9, num_resamples=1000, seed=seed)
+        spec = parse_attention(table.attention)
+        points.append(
+            MethodPoint(
+                model=table.model,
+                method=table.attention.partition(":")[0],
+                budget_len=None if isinstance(spec, Dense) else spec.budget_len,
+                accuracy=float(right_Q.mean()),
+                low=float(low[0]),
+                high=float(high[0]),
+                mean_gen_len=float(table.gen_len[table.mask].mean()),
+            )
+        )
+    return tuple(points)

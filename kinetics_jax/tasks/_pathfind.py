@@ -1,0 +1,91 @@
+"""Pathfind: find a path of exactly d hops in a random directed graph that the prompt lists edge by edge.
+
+    <bos> n4 n9 ; n2 n4 ; ... ? n4 n7 @3 :          thought: n4 n9 n1 n5 FAIL n4 n2 n0 n7 DONE <eos>
+
+Every hop retrieves an edge from the prompt, and the target is one that few walks reach, so a thought is a
+search: more tokens or more trials solve more, and each extra hop doubles the walks to try. Questions and reference
+thoughts are vectorised JAX, so that training draws its batches on the device; the checker here is plain Python.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._pathfind_questions import problem_key, sample_questions
+from ._pathfind_tokens import BOS, DEPTHS, DONE, EOS, FAIL, HOPS_BASE, PAD, VOCABULARY
+from ._protocol import Grade, Problem
+
+
+@partial(jax.jit, static_argnames=("split", "num_problems"))
+def _problem_prompts(split: str, num_problems: int) -> Array:
+    depth = jnp.asarray(DEPTHS)[jnp.arange(num_problems) % len(DEPTHS)]
+
+    def prompt(index: Array, depth: Array) -> Array:
+        return sample_questions(problem_key(split, index), depth[None]).prompt_ids[0]
+
+    return jax.vmap(prompt)(jnp.arange(num_problems), depth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pathfind:
+    """Pose and check pathfind problems; depths 4 to 8 in turn.
+
+    Example:
+        >>> task = Pathfind()
+        >>> problem = task.problems(1)[0]
+        >>> problem.id, problem.difficulty, len(problem.prompt_ids)
+        ('held_out-0', 4, 294)
+        >>> task.grade(problem, [DONE, EOS]).score
+        0.0
+    """
+
+    name: str = "pathfind"
+    vocabulary: tuple[str, ...] = VOCABULARY
+    pad_id: int = PAD
+    bos_id: int = BOS
+    eos_id: int = EOS
+    max_gen_len: int = 256
+
+    def problems(self, num_problems: int, *, split: str = "held_out") -> list[Problem]:
+        """Return the first `num_problems` of a split ("held_out" by default), depths in turn.
+
+        Raises:
+            ValueError: If the number is below one or the split unknown.
+        """
+        if num_problems < 1:
+            raise ValueError(f"num_problems must be at least 1; got {num_problems}")
+        problem_key(split, 0)
+        prompts = np.asarray(_problem_prompts(split, num_problems))
+        return [
+            Problem(id=f"{split}-{index}", difficulty=DEPTHS[index % len(DEPTHS)], prompt_ids=tuple(prompt.tolist()))
+            for index, prompt in enumerate(prompts)
+        ]
+
+    def grade(self, problem: Problem, output_ids: Sequence[int]) -> Grade:
+        """Judge the last walk that the thought closes with DONE.
+
+        The walk must start at the source, end at the target, take exactly the asked number of hops, and use only
+        edges of the prompt. A thought without DONE is wrong, not ungradable: the question was left unanswered.
+        """
+        tokens = [int(token) for token in output_ids]
+        if DONE not in tokens:
+            return Grade(answer=None, score=0.0, solved_len=None)
+        end = len(tokens) - 1 - tokens[::-1].index(DONE)
+        start = max((at for at in range(end) if tokens[at] in (FAIL, DONE)), default=-1) + 1
+        walk = tokens[start:end]
+        right = _is_path(walk, problem.prompt_ids)
+        answer = " ".join(self.vocabulary[token] for token in walk)
+        return Grade(answer=answer, score=float(right), solved_len=end + 1 if right else None)
+
+
+def _is_path(walk: Sequence[int], prompt_ids: Sequence[int]) -> bool:
+    edge_tokens, (_, source, target, hops, _) = prompt_ids[1:-5], prompt_ids[-5:]
+    edges = set(zip(edge_tokens[0::3], edge_tokens[1::3], strict=True))
+    if len(walk) != hops - HOPS_BASE + 1 or walk[0] != source or walk[-1] != target:
+        return False
+    return all(hop in edges for hop in zip(walk[:-1], walk[1:], strict=True))

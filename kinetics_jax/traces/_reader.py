@@ -1,0 +1,23 @@
+"""Traces as Python objects, for whoever looks at single trials; tables come from `read_tables`."""
+
+from collections.abc import Sequence
+
+from ._columns import Source, iter_traces, trace_files
+from ._schema import Trace
+
+
+def read_traces(source: Source | Sequence[Source]) -> list[Trace]:
+    """Read every trial of a file, a folder or several of them, each row checked.
+
+    Args:
+        source: A .jsonl or .parquet file, a folder (searched deeply for both), or a sequence of such paths.
+
+    Returns:
+        The traces in the order of the sorted files and their lines.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        ValueError: If there is no trace file, or a row is not valid; names file and line. The unterminated last line
+            of a shard is left out with a warning: its writer was cut off, or is still writing.
+    """
+    return [trace for path in trace_files(source) for trace in iter_traces(path)]

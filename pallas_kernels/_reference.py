@@ -1,0 +1,144 @@
+"""The oracle: decode attention over pages, one sequence and head at a time, in float64 NumPy.
+
+Called by tests only, and itself tested by hand-worked cases. Slow and obvious on purpose; it shares nothing with the
+implementations but the validator.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from . import _validate
+
+
+def reference_key_means(
+    key_pages: Float[Array, "R K P H"], page_table: Int[Array, "B M"], lengths: Int[Array, " B"]
+) -> np.ndarray:
+    """Return the mean key over the held slots of each page that a sequence holds; NaN for the others."""
+    keys_RKPH = np.asarray(key_pages, np.float64)
+    means_RKH = np.full(keys_RKPH.shape[:2] + keys_RKPH.shape[3:], np.nan)
+    page_len = keys_RKPH.shape[2]
+    for pages, length in zip(np.asarray(page_table), np.asarray(lengths).tolist(), strict=True):
+        for m in range(_num_pages(length, page_len)):
+            held = min(page_len, length - m * page_len)
+            means_RKH[pages[m]] = keys_RKPH[pages[m], :, :held].mean(axis=1)
+    return means_RKH
+
+
+def reference_block_topk_decode(
+    q: Float[Array, "B N H"],
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    key_means: Float[Array, "R K H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    *,
+    num_blocks: int,
+    num_sink_blocks: int = 0,
+    num_local_blocks: int = 1,
+    scale: float | None = None,
+) -> tuple[np.ndarray, list[list[list[int]]]]:
+    """Return the output [B, N, H] and the pages read by each sequence and KV head, ascending."""
+    _validate.check_pages(key_pages, value_pages, page_table, lengths)
+    _validate.check_query(q, key_pages, page_table, scale)
+    _validate.check_key_means(key_means, key_pages)
+    _validate.check_blocks(num_blocks, num_sink_blocks, num_local_blocks)
+    (num_kv_heads, page_len), group = key_pages.shape[1:3], q.shape[1] // key_pages.shape[1]
+    means_RKH, q_BNH = np.asarray(key_means, np.float64), np.asarray(q, np.float64)
+    selected = []
+    for b, length in enumerate(np.asarray(lengths).tolist()):
+        pages = np.asarray(page_table)[b, : _num_pages(length, page_len)]
+        always = set(range(min(num_sink_blocks, len(pages))))
+        always |= set(range(max(0, len(pages) - num_local_blocks), len(pages)))
+        selected.append([])
+        for k in range(num_kv_heads):
+            q_GH = q_BNH[b, k * group : (k + 1) * group]
+            score_M = (q_GH @ means_RKH[pages, k].T).mean(axis=0) / math.sqrt(q.shape[2])
+            rest = sorted(set(range(len(pages))) - always, key=lambda m: (-score_M[m], m))
+            selected[b].append(sorted(always | set(rest[: num_blocks - len(always)])))
+    read = [[[m * page_len + p for m in pages for p in range(page_len)] for pages in sequence] for sequence in selected]
+    return _attend(q, key_pages, value_pages, page_table, lengths, read, scale), selected
+
+
+def reference_paged_decode(
+    q: Float[Array, "B N H"],
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    *,
+    window_len: int | None = None,
+    scale: float | None = None,
+) -> np.ndarray:
+    """Return the output [B, N, H] of attention to the whole context or to its newest tokens."""
+    _validate.check_pages(key_pages, value_pages, page_table, lengths)
+    _validate.check_query(q, key_pages, page_table, scale)
+    _validate.check_window(window_len, None, key_pages, page_table)
+    starts = [0 if window_len is None else max(0, length - window_len) for length in np.asarray(lengths).tolist()]
+    read = [
+        [list(range(start, length))] * key_pages.shape[1]
+        for start, length in zip(starts, np.asarray(lengths).tolist(), strict=True)
+    ]
+    return _attend(q, key_pages, value_pages, page_table, lengths, read, scale)
+
+
+def reference_topk_decode(
+    q: Float[Array, "B N H"],
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    *,
+    budget_len: int,
+    scale: float | None = None,
+) -> tuple[np.ndarray, list[list[list[int]]]]:
+    """Return the output [B, N, H] and the tokens read: those with the largest group-mean score."""
+    group, page_len = q.shape[1] // key_pages.shape[1], key_pages.shape[2]
+    q_BNH, keys_RKPH = np.asarray(q, np.float64), np.asarray(key_pages, np.float64)
+    read = []
+    for b, length in enumerate(np.asarray(lengths).tolist()):
+        read.append([])
+        for k in range(key_pages.shape[1]):
+            key_SH = _tokens(keys_RKPH[:, k], np.asarray(page_table)[b], length, page_len)
+            score_S = (q_BNH[b, k * group : (k + 1) * group] @ key_SH.T).mean(axis=0)
+            read[b].append(sorted(sorted(range(length), key=lambda s: (-score_S[s], s))[:budget_len]))
+    return _attend(q, key_pages, value_pages, page_table, lengths, read, scale), read
+
+
+def _attend(
+    q: Float[Array, "B N H"],
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    read: list[list[list[int]]],
+    scale: float | None,
+) -> np.ndarray:
+    """Softmax attention of every head to the positions `read[b][k]` below the sequence's length."""
+    group, page_len = q.shape[1] // key_pages.shape[1], key_pages.shape[2]
+    q_BNH = np.asarray(q, np.float64) * (1 / math.sqrt(q.shape[2]) if scale is None else scale)
+    keys_RKPH, values_RKPH = np.asarray(key_pages, np.float64), np.asarray(value_pages, np.float64)
+    out_BNH = np.zeros(q.shape)
+    for b, length in enumerate(np.asarray(lengths).tolist()):
+        for n in range(q.shape[1]):
+            positions = [s for s in read[b][n // group] if s < length]
+            if not positions:
+                continue
+            pages = np.asarray(page_table)[b]
+            key_SH = _tokens(keys_RKPH[:, n // group], pages, length, page_len)[positions]
+            value_SH = _tokens(values_RKPH[:, n // group], pages, length, page_len)[positions]
+            logit_S = key_SH @ q_BNH[b, n]
+            weight_S = np.exp(logit_S - logit_S.max())
+            out_BNH[b, n] = weight_S @ value_SH / weight_S.sum()
+    return out_BNH
+
+
+def _tokens(pool_RPH: np.ndarray, pages_M: np.ndarray, length: int, page_len: int) -> np.ndarray:
+    """Return the entries [S, H] that one sequence holds, in order of position."""
+    held = [pool_RPH[pages_M[s // page_len], s % page_len] for s in range(length)]
+    return np.array(held).reshape(length, pool_RPH.shape[-1])
+
+
+def _num_pages(length: int, page_len: int) -> int:
+    return -(-length // page_len)

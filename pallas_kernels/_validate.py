@@ -1,0 +1,124 @@
+"""The one validator of every operation of this room: oracle and implementations raise the same errors.
+
+It looks at shapes, dtypes and static counts only, so it costs nothing under `jit`. Page ids and lengths are data:
+entries of the page table past a sequence's last page may hold anything.
+"""
+
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+Implementation = Literal["xla", "mosaic_gpu", "triton", "mosaic_tpu"]
+
+
+def check_implementation(implementation: str | None) -> None:
+    """Check that the named implementation exists here; None stands for any that works.
+
+    Raises:
+        NotImplementedError: If the name is one of the house, but not written yet.
+        ValueError: If the name is unknown.
+    """
+    if implementation in (None, "xla"):
+        return
+    if implementation in get_args(Implementation):
+        raise NotImplementedError(f"implementation {implementation!r} does not exist yet. Use 'xla', or None to choose")
+    raise ValueError(f"unknown implementation {implementation!r}. Known: 'xla', or None to choose")
+
+
+def check_pages(key_pages: Array, value_pages: Array, page_table: Array, lengths: Array) -> None:
+    """Check the paged cache: key_pages, value_pages [R, K, P, H], page_table [B, M], lengths [B].
+
+    Raises:
+        ValueError: If a shape or dtype does not fit; the message says what was wanted.
+    """
+    if key_pages.ndim != 4:
+        raise ValueError(f"key_pages must be [R, K, P, H]; got shape {key_pages.shape}")
+    _check_array("value_pages", value_pages, "[R, K, P, H] of key_pages", key_pages.shape)
+    if value_pages.dtype != key_pages.dtype:
+        raise ValueError(f"value_pages must share the dtype of key_pages; got {value_pages.dtype}, {key_pages.dtype}")
+    if not jnp.issubdtype(key_pages.dtype, jnp.floating):
+        raise ValueError(f"pages must be floating point (bfloat16 or float32); got {key_pages.dtype}")
+    if page_table.ndim != 2 or not jnp.issubdtype(page_table.dtype, jnp.integer):
+        raise ValueError(f"page_table must be int32 [B, M]; got {page_table.dtype} {page_table.shape}")
+    _check_array("lengths", lengths, "[B] of page_table", page_table.shape[:1])
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"lengths must be int32; got {lengths.dtype}")
+
+
+def check_query(q: Array, key_pages: Array, page_table: Array, scale: float | None) -> None:
+    """Check q [B, N, H] against the cache, and the logit scale.
+
+    Raises:
+        ValueError: If the shape does not fit, N is no multiple of K, or the scale is not positive.
+    """
+    _, num_kv_heads, _, head_dim = key_pages.shape
+    if q.ndim != 3 or q.shape[0] != page_table.shape[0] or q.shape[2] != head_dim:
+        raise ValueError(f"q must be [B={page_table.shape[0]}, N, H={head_dim}]; got shape {q.shape}")
+    if q.shape[1] == 0 or q.shape[1] % num_kv_heads:
+        raise ValueError(
+            f"query heads must be a multiple of the KV heads; got N={q.shape[1]}, K={num_kv_heads}. "
+            f"Use N = {num_kv_heads}, {2 * num_kv_heads}, ..."
+        )
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale must be positive; got {scale}. Use None for 1/sqrt(H)")
+
+
+def check_key_means(key_means: Array, key_pages: Array) -> None:
+    """Check key_means [R, K, H] against the pages.
+
+    Raises:
+        ValueError: If the shape does not fit.
+    """
+    num_pages, num_kv_heads, _, head_dim = key_pages.shape
+    _check_array("key_means", key_means, "[R, K, H] of key_pages", (num_pages, num_kv_heads, head_dim))
+
+
+def check_blocks(num_blocks: int, num_sink_blocks: int, num_local_blocks: int) -> None:
+    """Check the counts of pages read.
+
+    Raises:
+        ValueError: If a count is negative, nothing is read, or the always-read pages exceed the budget.
+    """
+    if num_sink_blocks < 0 or num_local_blocks < 0:
+        raise ValueError(
+            f"num_sink_blocks and num_local_blocks must not be negative; got {num_sink_blocks}, {num_local_blocks}"
+        )
+    if num_blocks < max(1, num_sink_blocks + num_local_blocks):
+        raise ValueError(
+            f"num_blocks counts every page read, sinks and newest included; got num_blocks={num_blocks}, "
+            f"num_sink_blocks={num_sink_blocks}, num_local_blocks={num_local_blocks}. "
+            f"Use num_blocks >= {max(1, num_sink_blocks + num_local_blocks)}."
+        )
+
+
+def check_new_kv(keys: Array, values: Array, key_pages: Array, page_table: Array) -> None:
+    """Check the token to append: keys, values [B, K, H].
+
+    Raises:
+        ValueError: If a shape does not fit.
+    """
+    wanted = (page_table.shape[0], key_pages.shape[1], key_pages.shape[3])
+    _check_array("keys", keys, "[B, K, H]", wanted)
+    _check_array("values", values, "[B, K, H]", wanted)
+
+
+def check_window(window_len: int | None, token_mask: Array | None, key_pages: Array, page_table: Array) -> None:
+    """Check the two optional restrictions of the dense decode.
+
+    Raises:
+        ValueError: If the window is empty or the mask is not bool [B, K, M * P].
+    """
+    if window_len is not None and window_len < 1:
+        raise ValueError(f"window_len must be at least 1 token; got {window_len}. Use None to read everything")
+    if token_mask is not None:
+        batch_size, max_pages = page_table.shape
+        wanted = (batch_size, key_pages.shape[1], max_pages * key_pages.shape[2])
+        _check_array("token_mask", token_mask, "[B, K, M * P]", wanted)
+        if token_mask.dtype != jnp.bool_:
+            raise ValueError(f"token_mask must be bool; got {token_mask.dtype}")
+
+
+def _check_array(name: str, array: Array, meaning: str, wanted: tuple[int, ...]) -> None:
+    if array.shape != wanted:
+        raise ValueError(f"{name} must have shape {meaning} = {wanted}; got {array.shape}")

@@ -1,0 +1,212 @@
+"""The XLA implementation: plain jnp that runs on every device, under `jit`, `vmap` and `while_loop`.
+
+Called by `_api` with validated arguments. It gathers the pages to read into a contiguous [B, K, J, P, H] copy and
+multiplies that; a kernel that reads pages in place is what the Pallas implementations are for.
+
+The KV head is folded into the page id, so that one gather yields the layout the matrix product wants:
+
+    pool [R, K, P, H] -> rows [R * K, P, H],   row of (page r, head k) = r * K + k
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def gather_heads(pages: Float[Array, "R K *PH"], page_ids: Int[Array, "B #K J"]) -> Float[Array, "B K J *PH"]:
+    """Copy pages [R, K, P, H] (or means [R, K, H]) by id and KV head; ids out of range read some page."""
+    num_pages, num_kv_heads = pages.shape[:2]
+    # One flat row per page: half again as fast on CPU as gathering [P, H] windows.
+    rows = pages.reshape(num_pages * num_kv_heads, -1)
+    row_ids = (
+        jnp.clip(page_ids, 0, num_pages - 1) * num_kv_heads + jnp.arange(num_kv_heads, dtype=jnp.int32)[None, :, None]
+    )
+    return rows.at[row_ids].get(mode="promise_in_bounds").reshape(*row_ids.shape, *pages.shape[2:])
+
+
+def attend(
+    q: Float[Array, "B N H"],
+    keys: Float[Array, "B K S H"],
+    values: Float[Array, "B K S H"],
+    mask: Bool[Array, "B #K S"],
+    scale: float,
+) -> Float[Array, "B N H"]:
+    """Softmax attention of one query per sequence over the entries in `mask`; no entry gives zeros."""
+    batch_size, num_heads, head_dim = q.shape
+    num_kv_heads = keys.shape[1]
+    queries = q.reshape(batch_size, num_kv_heads, num_heads // num_kv_heads, head_dim).astype(keys.dtype)
+    # Keys on the left: the product over few query heads is then 1.6 times as fast on CPU.
+    logits = jnp.swapaxes(_dot("BKSH,BKGH->BKSG", keys, queries), 2, 3) * jnp.float32(scale)
+    entry = mask[:, :, None, :]
+    logits = jnp.where(entry, logits, -jnp.inf)
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.where(entry, jnp.exp(logits - jnp.where(peak == -jnp.inf, 0.0, peak)), 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    # 0 * NaN = NaN: unread slots must be blanked in the values too.
+    values = jnp.where(mask[..., None], values, jnp.zeros((), values.dtype))
+    out = _dot("BKGS,BKSH->BKGH", weights.astype(values.dtype), values)
+    out = jnp.where(total > 0, out / jnp.where(total > 0, total, 1.0), 0.0)
+    return out.reshape(q.shape).astype(q.dtype)
+
+
+def attend_pages(
+    q: Float[Array, "B N H"],
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    page_ids: Int[Array, "B #K J"],
+    mask: Bool[Array, "B #K S"],
+    scale: float,
+) -> Float[Array, "B N H"]:
+    """Gather J pages per sequence and KV head and attend to their S = J * P slots within `mask`."""
+    batch_size, num_kv_heads = q.shape[0], key_pages.shape[1]
+    shape = (batch_size, num_kv_heads, page_ids.shape[2] * key_pages.shape[2], key_pages.shape[3])
+    keys = gather_heads(key_pages, page_ids).reshape(shape)
+    values = gather_heads(value_pages, page_ids).reshape(shape)
+    return attend(q, keys, values, mask, scale)
+
+
+def paged_decode(
+    q: Float[Array, "B N H"],
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    *,
+    scale: float,
+    window_len: int | None,
+    token_mask: Bool[Array, "B K S"] | None,
+) -> Float[Array, "B N H"]:
+    """Read the whole context, its newest `window_len` tokens, or the tokens in `token_mask`."""
+    page_len, max_pages = key_pages.shape[2], page_table.shape[1]
+    pages = jnp.arange(max_pages, dtype=jnp.int32)[None, :]
+    if window_len is not None:
+        # A window of W tokens touches at most ceil((W - 1) / P) + 1 pages: read no others.
+        num_window_pages = (window_len + page_len - 2) // page_len + 1
+        if num_window_pages < max_pages:
+            newest = jnp.clip((lengths - 1) // page_len, num_window_pages - 1, max_pages - 1)
+            pages = newest[:, None] + jnp.arange(1 - num_window_pages, 1, dtype=jnp.int32)[None, :]
+            page_table = jnp.take_along_axis(page_table, pages, axis=1, mode="clip")
+    positions = _slot_positions(pages, page_len)
+    mask = positions < lengths[:, None]
+    if window_len is not None:
+        mask &= positions >= lengths[:, None] - window_len
+    mask = mask[:, None, :] if token_mask is None else mask[:, None, :] & token_mask
+    return attend_pages(q, key_pages, value_pages, page_table[:, None, :], mask, scale)
+
+
+def select_pages(
+    q: Float[Array, "B N H"],
+    key_means: Float[Array, "R K H"],
+    page_table: Int[Array, "B M"],
+    num_held: Int[Array, " B"],
+    *,
+    num_blocks: int,
+    num_sink_blocks: int,
+    num_local_blocks: int,
+) -> Int[Array, "B K J"]:
+    """Choose `num_blocks` < M pages of the `num_held` first ones; ascending, and M where no page is left to choose."""
+    batch_size, head_dim = q.shape[0], q.shape[2]
+    max_pages, num_kv_heads = page_table.shape[1], key_means.shape[1]
+    # The mean over the group of q.mean is (mean q).mean; 1/sqrt(H) > 0 changes no order.
+    group_q = jnp.mean(q.astype(jnp.float32).reshape(batch_size, num_kv_heads, -1, head_dim), axis=2)
+    means = gather_heads(key_means, page_table[:, None, :])
+    scores = _dot("BKH,BKMH->BKM", group_q, means.astype(jnp.float32))
+    # top_k orders -0.0 below 0.0; for us they tie.
+    scores = jnp.where(scores == 0, 0.0, scores)
+    page = jnp.arange(max_pages, dtype=jnp.int32)[None, None, :]
+    held = num_held[:, None, None]
+    always = (page < num_sink_blocks) | (page >= held - num_local_blocks)
+    scores = jnp.where(always, jnp.inf, scores)
+    scores = jnp.where(page < held, scores, -jnp.inf)
+    _, selected = jax.lax.top_k(scores, num_blocks)  # equal scores: the lower index comes first
+    selected = jnp.where(selected < held, selected, max_pages)
+    # Ascending, so that a budget that covers the context adds up in the order of the dense path.
+    return jnp.sort(selected, axis=-1)
+
+
+def block_topk_decode(
+    q: Float[Array, "B N H"],
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    key_means: Float[Array, "R K H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    *,
+    num_blocks: int,
+    num_sink_blocks: int,
+    num_local_blocks: int,
+    scale: float,
+) -> tuple[Float[Array, "B N H"], Int[Array, "B K J"]]:
+    """Select pages by mean key and attend to them; also the selected pages."""
+    batch_size, max_pages = page_table.shape
+    num_kv_heads, page_len = key_pages.shape[1:3]
+    num_held = (lengths + page_len - 1) // page_len
+    if num_blocks >= max_pages:
+        pages = jnp.arange(max_pages, dtype=jnp.int32)[None, :]
+        selected = jnp.where(pages < num_held[:, None], pages, max_pages)[:, None, :]
+        selected = jnp.broadcast_to(selected, (batch_size, num_kv_heads, max_pages))
+        out = paged_decode(
+            q, key_pages, value_pages, page_table, lengths, scale=scale, window_len=None, token_mask=None
+        )
+        return out, selected
+    selected = select_pages(
+        q,
+        key_means,
+        page_table,
+        num_held,
+        num_blocks=num_blocks,
+        num_sink_blocks=num_sink_blocks,
+        num_local_blocks=num_local_blocks,
+    )
+    page_ids = jnp.take_along_axis(page_table[:, None, :], selected, axis=2, mode="clip")
+    mask = _slot_positions(selected, page_len) < lengths[:, None, None]
+    return attend_pages(q, key_pages, value_pages, page_ids, mask, scale), selected
+
+
+def append_kv(
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    key_means: Float[Array, "R K H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    keys: Float[Array, "B K H"],
+    values: Float[Array, "B K H"],
+) -> tuple[Float[Array, "R K P H"], Float[Array, "R K P H"], Float[Array, "R K H"]]:
+    """Scatter one token per sequence into its page and renew that page's mean; nothing else is touched."""
+    num_pages, _, page_len, _ = key_pages.shape
+    (batch_size, max_pages), position = page_table.shape, lengths - 1
+    page, slot = position // page_len, position % page_len
+    page_id = jnp.take_along_axis(page_table, page[:, None], axis=1, mode="clip")[:, 0]
+    writable = (position >= 0) & (page < max_pages) & (page_id >= 0) & (page_id < num_pages)
+    # Dropped writes get distinct ids past the pool, so that the scatter may assume unique indices.
+    page_id = jnp.where(writable, page_id, num_pages + jnp.arange(batch_size, dtype=page_id.dtype))
+
+    def write(pool: Array, token: Array) -> Array:
+        return pool.at[page_id, :, slot].set(token.astype(pool.dtype), mode="drop", unique_indices=True)
+
+    key_pages, value_pages = write(key_pages, keys), write(value_pages, values)
+    # The mean comes from the page itself, not from the old mean: exact in bf16 too, whatever the slot held before.
+    newest = key_pages.at[page_id].get(mode="clip")
+    held = jnp.arange(page_len, dtype=slot.dtype)[None, :] <= slot[:, None]
+    means = page_means(newest, held[:, None, :])
+    key_means = key_means.at[page_id].set(means.astype(key_means.dtype), mode="drop", unique_indices=True)
+    return key_pages, value_pages, key_means
+
+
+def page_means(pages: Float[Array, "*B P H"], held: Bool[Array, "*#B P"]) -> Float[Array, "*B H"]:
+    """Average the held slots of each page in float32."""
+    total = jnp.sum(jnp.where(held[..., None], pages.astype(jnp.float32), 0.0), axis=-2)
+    count = jnp.sum(held, axis=-1, dtype=jnp.float32)[..., None]
+    return total / jnp.maximum(count, 1.0)
+
+
+def _slot_positions(pages: Int[Array, "*B J"], page_len: int) -> Int[Array, "*B S"]:
+    """Token positions of the slots of logical pages, in order."""
+    first = jnp.repeat(pages * page_len, page_len, axis=-1)
+    slot = jnp.tile(jnp.arange(page_len, dtype=pages.dtype), pages.shape[-1])
+    return first + slot.reshape((1,) * (pages.ndim - 1) + (-1,))
+
+
+def _dot(subscripts: str, left: Array, right: Array) -> Array:
+    """Multiply with float32 accumulation; float32 inputs are not cut to TF32 (selection must agree with the oracle)."""
+    return jnp.einsum(subscripts, left, right, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

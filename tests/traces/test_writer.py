@@ -1,0 +1,174 @@
+"""The writer's promise: an acknowledged row is never lost, and none is ever wrong."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from itertools import count
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kinetics_jax.traces import TraceWriter, read_traces
+from kinetics_jax.traces._schema import trace_to_json
+
+# Writes batches of two rows for ever; says the number of rows after each, once they are acknowledged.
+ENDLESS_WRITER = """
+import sys
+from dataclasses import replace
+from kinetics_jax.traces import TraceWriter
+from kinetics_jax.traces._schema import trace_from_json
+path, line = sys.argv[1:]
+trace = trace_from_json(line)
+with TraceWriter(path) as writer:
+    start = len(writer.done_keys())
+    print(start, flush=True)
+    for n in range(start, 10**9, 2):
+        writer.append([replace(trace, trial=n), replace(trace, trial=n + 1)])
+        print(n + 2, flush=True)
+"""
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return tmp_path / "new" / "shard.jsonl"
+
+
+def test_append_is_on_disk_and_reopening_continues(shard, traces):
+    with TraceWriter(shard) as writer:
+        assert writer.done_keys() == frozenset()
+        writer.append(traces[:2])
+        assert read_traces(shard) == traces[:2]
+    with TraceWriter(shard) as writer:
+        assert writer.done_keys() == {trace.key for trace in traces[:2]}
+        assert writer.num_recovered_bytes == 0
+        writer.append(traces[2:])
+        writer.append([])
+    assert read_traces(shard) == traces
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1))
+def test_a_cut_anywhere_loses_only_the_cut_row(share, tmp_path, traces):
+    shard = tmp_path / "shard.jsonl"
+    lines = [trace_to_json(trace) + "\n" for trace in traces]
+    data = "".join(lines).encode()
+    cut = round(share * len(data))
+    shard.write_bytes(data[:cut])
+    num_whole = data[:cut].count(b"\n")
+    with TraceWriter(shard) as writer:
+        assert writer.done_keys() == {trace.key for trace in traces[:num_whole]}
+        assert writer.num_recovered_bytes == cut - len("".join(lines[:num_whole]).encode())
+        writer.append(traces[num_whole:])
+    assert shard.read_bytes() == data
+
+
+def test_a_whole_row_without_its_newline_was_never_acknowledged(shard, traces):
+    shard.parent.mkdir()
+    shard.write_text(trace_to_json(traces[0]) + "\n" + trace_to_json(traces[1]))
+    with pytest.warns(UserWarning, match=r"shard.jsonl, line 2: the last line was cut off"):
+        assert read_traces(shard) == traces[:1]
+    with TraceWriter(shard) as writer:
+        assert writer.done_keys() == {traces[0].key}
+
+
+@pytest.mark.parametrize("damage", [b"{not json}\n", b"\n", b"\0\0\0\n", b"[1]\n", b"\xff\xfe\n"])
+def test_a_broken_line_in_the_middle_is_an_error_and_stays(shard, traces, damage):
+    shard.parent.mkdir()
+    lines = [trace_to_json(trace).encode() + b"\n" for trace in traces]
+    data = lines[0] + damage + lines[1]
+    shard.write_bytes(data)
+    for reader in (TraceWriter, read_traces):
+        with pytest.raises(ValueError, match=r"shard.jsonl, line 2: "):
+            reader(shard)
+    assert shard.read_bytes() == data
+    shard.write_bytes(lines[0])
+    TraceWriter(shard).close()  # the failed opening gave its lock back
+
+
+def test_duplicates_are_refused_and_nothing_of_the_batch_is_written(shard, traces):
+    with TraceWriter(shard) as writer:
+        writer.append(traces[:1])
+        for batch in (traces[1:3] + traces[:1], [traces[4], traces[4]]):
+            with pytest.raises(ValueError, match=r"run 'mini-dense', problem 'p\d', trial \d is already in .*shard"):
+                writer.append(batch)
+        assert read_traces(shard) == traces[:1]
+        writer.append(traces[1:])
+    with shard.open("a") as file:
+        file.write(trace_to_json(traces[2]) + "\n")
+    with pytest.raises(ValueError, match=r"shard.jsonl, line 7: run 'mini-dense', problem 'p0', trial 2 is already"):
+        TraceWriter(shard)
+
+
+def test_a_run_keeps_its_settings(shard, make_trace):
+    with TraceWriter(shard) as writer:
+        writer.append([make_trace()])
+        with pytest.raises(ValueError, match=r"run 'mini-dense' changed: weights_hash 'c0ffee' became 'f00'"):
+            writer.append([make_trace(trial=1, weights_hash="f00")])
+        writer.append([make_trace(trial=1, weights_hash="f00", run="second")])
+
+
+def test_a_second_writer_is_refused(shard, traces):
+    with TraceWriter(shard) as writer:
+        with pytest.raises(OSError, match=r"another writer holds this trace shard.*shard.jsonl"):
+            TraceWriter(shard)
+        writer.append(traces)
+    TraceWriter(shard).close()
+    assert read_traces(shard) == traces
+
+
+def test_a_closed_writer_says_so(shard, traces):
+    writer = TraceWriter(shard)
+    writer.close()
+    writer.close()
+    with pytest.raises(ValueError, match=r"is closed"):
+        writer.append(traces)
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot open a trace shard for writing .*Choose a folder.*shard.jsonl"):
+        TraceWriter(tmp_path / "file" / "shard.jsonl")
+    with pytest.raises(OSError, match=r"cannot open a trace shard for writing"):
+        TraceWriter(tmp_path)
+
+
+def test_a_full_disk_takes_the_batch_back(shard, traces):
+    with TraceWriter(shard) as writer:
+        writer.append(traces[:2])
+        before = shard.read_bytes()
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, old[1]))  # room for part of a line
+        try:
+            with pytest.raises(OSError, match=r"cannot write traces .*rows written before are safe.*shard\.jsonl"):
+                writer.append(traces[2:])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        assert shard.read_bytes() == before
+        writer.append(traces[2:])
+    assert read_traces(shard) == traces
+
+
+def test_a_killed_writer_loses_no_acknowledged_row(shard, make_trace):
+    trace, acknowledged = make_trace(), 0
+    for num_batches in (1, 4, 9):
+        process = subprocess.Popen(
+            [sys.executable, "-c", ENDLESS_WRITER, str(shard), trace_to_json(trace)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        with process:
+            assert process.stdout is not None
+            said = [int(process.stdout.readline()) for _ in range(num_batches + 1)]
+            process.send_signal(signal.SIGKILL)
+            said += [int(line) for line in process.stdout if line.endswith("\n")]
+        assert said[0] >= acknowledged
+        acknowledged = said[-1]
+        with TraceWriter(shard) as writer:
+            num_rows = len(writer.done_keys())
+        assert num_rows >= acknowledged
+        for row, number in zip(read_traces(shard), count(), strict=False):
+            assert row == make_trace(trial=number)
