@@ -21,7 +21,7 @@ demo: env
 	$(BIN)/kinetics demo $(DEMO_FLAGS)
 
 test: env
-	$(BIN)/python -m pytest $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n auto $(TEST_FLAGS)
 
 lint: env
 	$(BIN)/ruff format --check .

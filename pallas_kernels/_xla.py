@@ -172,7 +172,7 @@ def append_kv(
     keys: Float[Array, "B K H"],
     values: Float[Array, "B K H"],
 ) -> tuple[Float[Array, "R K P H"], Float[Array, "R K P H"], Float[Array, "R K H"]]:
-    """Scatter one token per sequence into its page and renew that page's mean; nothing else is touched."""
+    """Put one token per sequence into its page and renew that page's mean; no other page is touched."""
     num_pages, _, page_len, _ = key_pages.shape
     (batch_size, max_pages), position = page_table.shape, lengths - 1
     page, slot = position // page_len, position % page_len
@@ -181,14 +181,17 @@ def append_kv(
     # Dropped writes get distinct ids past the pool, so that the scatter may assume unique indices.
     page_id = jnp.where(writable, page_id, num_pages + jnp.arange(batch_size, dtype=page_id.dtype))
 
-    def write(pool: Array, token: Array) -> Array:
-        return pool.at[page_id, :, slot].set(token.astype(pool.dtype), mode="drop", unique_indices=True)
-
-    key_pages, value_pages = write(key_pages, keys), write(value_pages, values)
     # The mean comes from the page itself, not from the old mean: exact in bf16 too, whatever the slot held before.
+    # The page is read before and written whole: a read after the write that nothing waits for (dense decoding ignores
+    # the means) would race the next layer's write, and XLA would copy the pool to be safe.
+    slots = jnp.arange(page_len, dtype=slot.dtype)[None, :]
     newest = key_pages.at[page_id].get(mode="clip")
-    held = jnp.arange(page_len, dtype=slot.dtype)[None, :] <= slot[:, None]
-    means = page_means(newest, held[:, None, :])
+    is_new = (slots == slot[:, None])[:, None, :, None]
+    newest = jnp.where(is_new, keys.astype(newest.dtype)[:, :, None, :], newest)
+    means = page_means(newest, (slots <= slot[:, None])[:, None, :])
+    key_pages = key_pages.at[page_id].set(newest, mode="drop", unique_indices=True)
+    values = values.astype(value_pages.dtype)
+    value_pages = value_pages.at[page_id, :, slot].set(values, mode="drop", unique_indices=True)
     key_means = key_means.at[page_id].set(means.astype(key_means.dtype), mode="drop", unique_indices=True)
     return key_pages, value_pages, key_means
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 Statistic = Callable[[Float[Array, "Q R"], Bool[Array, "Q R"]], Float[Array, "*shape"]]
@@ -74,36 +74,44 @@ def bootstrap_interval(
     if num_resamples < 2:
         raise ValueError(f"num_resamples must be at least 2; got {num_resamples}")
     values = jnp.asarray(values)
-    mask = jnp.ones(values.shape, bool) if mask is None else jnp.asarray(mask)
+    mask = jnp.asarray(np.ones(values.shape, bool)) if mask is None else jnp.asarray(mask)
     if values.ndim != 2 or mask.shape != values.shape:
         raise ValueError(f"values and mask must both be [Q, R]; got shapes {values.shape} and {mask.shape}")
-    if not bool(mask.any(1).all()):
+    if not np.asarray(mask).any(1).all():
         raise ValueError("every problem needs a trial; leave out the problems that have none")
 
-    estimate, resampled = _draw(statistic, num_resamples, values, mask, key)
+    # The key seeds NumPy: outside `jit` it draws as well, and JAX's generator takes seconds to compile on a CPU.
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    shape = (_RESAMPLES_AT_ONCE, values.shape[0], values.shape[1] + 1)
+    rounds = [
+        _resample(statistic, values, mask, jnp.asarray(rng.random(shape, np.float32)))
+        for _ in range(-(-num_resamples // _RESAMPLES_AT_ONCE))
+    ]
+    estimate = np.asarray(rounds[0][0])
+    resampled = np.concatenate([np.asarray(drawn) for _, drawn in rounds])[:num_resamples]
     tail = (1 - level) / 2
-    shift = estimate - resampled.mean(0)
-    low, high = jnp.quantile(resampled, jnp.array([tail, 1 - tail]), axis=0) + shift[None]
-    return Interval(estimate=estimate, low=low, high=high)
+    ends = np.quantile(resampled, [tail, 1 - tail], axis=0) + (estimate - resampled.mean(0))
+    low, high = jnp.asarray(ends.astype(estimate.dtype))
+    return Interval(estimate=jnp.asarray(estimate), low=low, high=high)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _draw(statistic: Statistic, num_resamples: int, values: Array, mask: Array, key: Array) -> tuple[Array, Array]:
-    """Return the statistic of the data and of every resample."""
+@partial(jax.jit, static_argnums=0)
+def _resample(statistic: Statistic, values: Array, mask: Array, share_SQR: Array) -> tuple[Array, Array]:
+    """Return the statistic of the data, and that of one resample for each of the S draws of shares in [0, 1)."""
     # Existing trials first, so that a drawn position below the count is an existing trial.
     order = jnp.argsort(~mask, axis=1, stable=True)
     values, count = jnp.take_along_axis(values, order, 1), mask.sum(1)
     num_problems, num_trials = values.shape
     column = jnp.arange(num_trials)[None, :]
 
-    def resample(key: Array) -> Array:
-        problem_key, trial_key = jax.random.split(key)
-        q = jax.random.randint(problem_key, (num_problems,), 0, num_problems)
-        r = jax.random.randint(trial_key, (num_problems, num_trials), 0, count[q][:, None])
+    def resample(share: Array) -> Array:
+        q = _pick(share[:, 0], jnp.int32(num_problems))
+        r = _pick(share[:, 1:], count[q][:, None])
         return statistic(values[q[:, None], r], column < count[q][:, None])
 
-    num_rounds = -(-num_resamples // _RESAMPLES_AT_ONCE)
-    keys = jax.random.split(key, (num_rounds, _RESAMPLES_AT_ONCE))
-    resampled = lax.map(jax.vmap(resample), keys)
-    resampled = resampled.reshape(-1, *resampled.shape[2:])[:num_resamples]
-    return statistic(values, column < count[:, None]), resampled
+    return statistic(values, column < count[:, None]), jax.vmap(resample)(share_SQR)
+
+
+def _pick(share: Array, count: Array) -> Array:
+    """Turn shares in [0, 1) into whole numbers below `count`; the product may round up to it."""
+    return jnp.minimum((share * count.astype(share.dtype)).astype(jnp.int32), count.astype(jnp.int32) - 1)

@@ -21,12 +21,9 @@ def _root() -> None:
 
 
 def main() -> None:
-    """Run the command line; a mistake of the caller ends in one sentence and exit code 2, Ctrl-C in 130."""
+    """Run the command line; a mistake of the caller or of a file ends in one sentence and exit code 2."""
     try:
         app()
-    except KeyboardInterrupt:
-        console.print("Interrupted. What was written so far is complete; run the same command to continue.")
-        sys.exit(130)
     except (ValueError, OSError) as error:
-        console.print(f"Error: {error}", style="red", markup=False, highlight=False)
+        console.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

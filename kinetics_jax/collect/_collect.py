@@ -8,18 +8,28 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from kinetics_jax.sampling import Generation, LanguageModel, generate
 from kinetics_jax.specs import AttentionSpec, SamplingSpec, Strategy
 from kinetics_jax.tasks import Problem, Task
 from kinetics_jax.traces import Trace, TraceWriter
+
+_SETTINGS = ("num_trials", "max_gen_len", "stop_ids", "attention", "sampling", "page_len")
+
+
+@partial(jax.jit, static_argnames=_SETTINGS)  # here, not in the collector: runs of the same shape share it
+def _sample(
+    model: LanguageModel, prompts: Int[Array, "Q prompt_len"], keys: Key[Array, " Q"], **settings: Any
+) -> Generation:
+    return jax.vmap(partial(generate, **settings), in_axes=(None, 0, 0))(model, prompts, keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +63,9 @@ class Collector:
         seed: Seed of the run.
         batch_problems: Problems sampled at a time; each batch is written before the next begins.
         page_len: Tokens in a page; None follows the attention spec.
+
+    Raises:
+        ValueError: If `batch_problems` is below one.
     """
 
     model: LanguageModel
@@ -60,10 +73,14 @@ class Collector:
     weights_hash: str
     task: Task
     attention: AttentionSpec
-    sampling: SamplingSpec = SamplingSpec()
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
     seed: int = 0
     batch_problems: int = 16
     page_len: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_problems < 1:
+            raise ValueError(f"batch_problems must be at least 1; got {self.batch_problems}")
 
     @property
     def run(self) -> str:
@@ -87,13 +104,12 @@ class Collector:
             on_progress: Called after each batch is on disk.
 
         Raises:
-            ValueError: If prompts differ in length, exceed the model's context, or the shard holds another run of
-                this name.
+            ValueError: If there is no problem, prompts differ in length or exceed the model's context, or the shard
+                holds another run of this name.
             OSError: If the shard cannot be written.
         """
         self._require_fit(problems, strategy)
         started, num_tokens, num_written = time.perf_counter(), 0, 0
-        sample = self._compiled_sampler(strategy)
         with TraceWriter(out) as writer:
             done = writer.done_keys()
             missing = {
@@ -106,7 +122,7 @@ class Collector:
             for start in range(0, len(todo), self.batch_problems):
                 batch = todo[start : start + self.batch_problems]
                 batch_started = time.perf_counter()
-                generation = self._sample_batch(sample, batch)
+                generation = self._sample_batch(batch, strategy)
                 seconds = time.perf_counter() - batch_started
                 time_s = seconds / (len(batch) * strategy.num_trials)
                 traces = [
@@ -128,9 +144,15 @@ class Collector:
                     )
         return num_written
 
-    def _compiled_sampler(self, strategy: Strategy) -> Callable[..., Generation]:
-        trials_of_one = partial(
-            generate,
+    def _sample_batch(self, batch: Sequence[Problem], strategy: Strategy) -> Generation:
+        """Run one batch, filled up to the fixed size with its first problem so that one shape compiles."""
+        filled = [*batch, *[batch[0]] * (self.batch_problems - len(batch))]
+        prompts = jnp.asarray([problem.prompt_ids for problem in filled], jnp.int32)
+        keys = jnp.stack([self._problem_key(problem) for problem in filled])
+        generation = _sample(
+            self.model,
+            prompts,
+            keys,
             num_trials=strategy.num_trials,
             max_gen_len=strategy.max_gen_len,
             stop_ids=(self.task.eos_id,),
@@ -138,14 +160,7 @@ class Collector:
             sampling=self.sampling,
             page_len=self.page_len,
         )
-        return jax.jit(jax.vmap(trials_of_one, in_axes=(None, 0, 0)))
-
-    def _sample_batch(self, sample: Callable[..., Generation], batch: Sequence[Problem]) -> Generation:
-        """Run one batch, filled up to the fixed size with its first problem so that one shape compiles."""
-        filled = [*batch, *[batch[0]] * (self.batch_problems - len(batch))]
-        prompts = jnp.asarray([problem.prompt_ids for problem in filled], jnp.int32)
-        keys = jnp.stack([self._problem_key(problem) for problem in filled])
-        return jax.tree.map(np.asarray, sample(self.model, prompts, keys))
+        return jax.tree.map(np.asarray, generation)
 
     def _problem_key(self, problem: Problem) -> PRNGKeyArray:
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(problem.id.encode()))
@@ -177,12 +192,16 @@ class Collector:
         )
 
     def _require_fit(self, problems: Sequence[Problem], strategy: Strategy) -> None:
-        prompt_lens = {len(problem.prompt_ids) for problem in problems}
-        if len(prompt_lens) != 1:
-            raise ValueError(f"problems of one collection must share one prompt length; got {sorted(prompt_lens)}")
-        context_len = prompt_lens.pop() + strategy.max_gen_len
-        if context_len > self.model.spec.max_len:
+        prompt_lens = sorted({len(problem.prompt_ids) for problem in problems})
+        if not prompt_lens:
+            raise ValueError("a collection needs at least one problem; got none")
+        if len(prompt_lens) > 1:
+            raise ValueError(f"problems of one collection must share one prompt length; got {prompt_lens}")
+        max_len = self.model.spec.max_len
+        longest = max_len - prompt_lens[0]
+        if strategy.max_gen_len > longest:
+            way_out = f"Use a limit of {longest} or less." if longest > 0 else "The prompt alone is too long."
             raise ValueError(
-                f"prompt and thought must fit the context of {self.model.spec.max_len} tokens; got {context_len}. "
-                f"Use a limit of {self.model.spec.max_len - context_len + strategy.max_gen_len} or less."
+                f"prompt and thought must fit the context of {max_len} tokens; "
+                f"got {prompt_lens[0] + strategy.max_gen_len}. {way_out}"
             )

@@ -1,11 +1,12 @@
 """Lengths and counts as they arrive, made ready for arithmetic. Used by every function of the room.
 
-Python numbers stay Python: they are checked at once and computed in NumPy double precision, so a price on the command
-line neither compiles nor rounds. Anything else goes through `jax.numpy` in the widest floating dtype among the arrays
-(at least float32; integers become JAX's default float), all broadcast to one shape.
+Where the numbers live, the answer lives. Python numbers and NumPy arrays are computed in NumPy double precision, so a
+price on the command line or of a whole trace table neither compiles nor rounds. As soon as one is a JAX array,
+everything goes through `jax.numpy` in the widest floating dtype among the arrays (at least float32; integers become
+JAX's default float). Arrays are broadcast to one shape.
 
-Values inside arrays cannot be checked under `jit`. The contract there: one bad value (negative, not finite, a count
-below one) makes that element NaN and no other.
+Plain numbers are checked at once. Values inside arrays cannot be checked under `jit`, so the contract for arrays is:
+one bad value (negative, not finite, a count below one) makes that element NaN and no other.
 """
 
 import math
@@ -18,7 +19,7 @@ from jaxtyping import Array, Num
 from kinetics_jax.specs import DTYPE_BYTES
 
 Number = int | float | np.number | Num[np.ndarray, "..."] | Num[Array, "..."]
-Quantity = float | Num[Array, "..."]
+Quantity = float | Num[np.ndarray, "..."] | Num[Array, "..."]
 
 
 def is_python(*numbers: Any) -> bool:
@@ -27,8 +28,8 @@ def is_python(*numbers: Any) -> bool:
 
 
 def namespace(*numbers: Any) -> Any:
-    """Return `numpy` when all are plain numbers, else `jax.numpy`: one formula then serves both."""
-    return np if is_python(*numbers) else jnp
+    """Return `numpy` for plain numbers and NumPy arrays, else `jax.numpy`: one formula then serves both."""
+    return np if all(isinstance(number, int | float | np.number | np.ndarray) for number in numbers) else jnp
 
 
 def prepare(**numbers: Number) -> tuple[Any, ...]:
@@ -38,7 +39,8 @@ def prepare(**numbers: Number) -> tuple[Any, ...]:
         **numbers: Names that start with `num_` or equal `batch_size` are counts (at least 1), others at least 0.
 
     Returns:
-        `True` and floats when all are plain numbers; else a boolean array and arrays of one dtype and shape.
+        `True` and floats when all are plain numbers; else a boolean array and arrays of one dtype and shape, NumPy's
+        if there is no JAX array.
 
     Raises:
         ValueError: If a plain number is out of range.
@@ -49,6 +51,12 @@ def prepare(**numbers: Number) -> tuple[Any, ...]:
             raise ValueError(f"{name} must be finite and at least {smallest[name]}; got {number}")
     if is_python(*numbers.values()):
         return True, *(float(number) for number in numbers.values())
+    if namespace(*numbers.values()) is np:
+        wide = np.broadcast_arrays(*(np.asarray(number, dtype=np.float64) for number in numbers.values()))
+        are_valid = [(array >= low) & (array < math.inf) for array, low in zip(wide, smallest.values(), strict=True)]
+        # Bad values are masked in the end; until then a legal number keeps NumPy from warning.
+        safe = [np.where(ok, array, low) for ok, array, low in zip(are_valid, wide, smallest.values(), strict=True)]
+        return np.logical_and.reduce(are_valid), *safe
     dtype = _common_dtype([jnp.asarray(number) for number in numbers.values() if not is_python(number)])
     arrays = jnp.broadcast_arrays(*(jnp.asarray(number).astype(dtype) for number in numbers.values()))
     valid = jnp.ones(arrays[0].shape, bool)
@@ -59,7 +67,7 @@ def prepare(**numbers: Number) -> tuple[Any, ...]:
 
 def poison(number: Any, valid: Any) -> Any:
     """Put NaN where the input was out of range (never for plain numbers: `prepare` refused those)."""
-    return as_quantity(number if valid is True else jnp.where(valid, number, jnp.nan))
+    return as_quantity(number if valid is True else namespace(number, valid).where(valid, number, np.nan))
 
 
 def as_quantity(number: Any) -> Any:

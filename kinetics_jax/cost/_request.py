@@ -4,15 +4,16 @@ Left out: prefill (the paper leaves it out too), norms and softmax, the embeddin
 the running sums behind page means.
 """
 
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Num
 
 from kinetics_jax.specs import AttentionSpec, ModelSpec
 
 from ._cost import Cost
-from ._numbers import Number, Quantity, as_quantity, dtype_bytes, is_python, poison, prepare
+from ._numbers import Number, Quantity, as_quantity, dtype_bytes, is_python, namespace, poison, prepare
 from ._tariff import Convention, count
 
 
@@ -28,7 +29,7 @@ def entries_read(attention: AttentionSpec, *, prompt_len: Number, gen_len: Numbe
         gen_len: T, broadcast against `prompt_len` [tokens].
 
     Returns:
-        The exact sum [entries]: a float for Python numbers, else an array.
+        The exact sum [entries]: a float for Python numbers, else an array (of NumPy or JAX, as given).
 
     Raises:
         ValueError: If a Python number is negative or not finite. Such values inside arrays give NaN.
@@ -59,7 +60,7 @@ def entries_searched(attention: AttentionSpec, *, prompt_len: Number, gen_len: N
         gen_len: T, broadcast against `prompt_len` [tokens].
 
     Returns:
-        The exact sum [page means]: a float for Python numbers, else an array.
+        The exact sum [page means]: a float for Python numbers, else an array (of NumPy or JAX, as given).
 
     Raises:
         ValueError: If a Python number is negative or not finite. Such values inside arrays give NaN.
@@ -124,7 +125,8 @@ def request_cost(
         convention: "exact" or "paper".
 
     Returns:
-        The bill, every leaf a float for Python numbers, else an array of the broadcast shape.
+        The bill, every leaf a float for Python numbers, else an array of the broadcast shape: NumPy double precision
+            for NumPy arrays, JAX for JAX arrays.
 
     Raises:
         ValueError: If a Python number is out of range, or a dtype or the convention is unknown. Numbers out of range
@@ -185,7 +187,7 @@ def expected_cost(
     """Price a request whose length is random: the mean of `request_cost` over sampled lengths.
 
     For dense attention this is a E[T] + b E[T^2]; sparse attention needs the whole distribution, and gets it.
-    Pass lengths truncated at n, `jnp.minimum(gen_lens, n)`, for a limit of n tokens.
+    Pass lengths truncated at n, `np.minimum(gen_lens, n)`, for a limit of n tokens.
 
     Args:
         model: The geometry.
@@ -218,13 +220,14 @@ def expected_cost(
     References:
         PAPER.md section 2, "Expected cost".
     """
-    gen_lens = jnp.asarray(gen_lens)
-    exists = jnp.ones(gen_lens.shape, bool) if mask is None else jnp.asarray(mask)
+    xp = namespace(*(x for x in (gen_lens, mask, prompt_len, num_trials, batch_size) if x is not None))
+    gen_lens = xp.asarray(gen_lens)
+    exists = xp.ones(gen_lens.shape, bool) if mask is None else xp.asarray(mask)
     samples = request_cost(
         model,
         attention,
         prompt_len=_per_sample(prompt_len),
-        gen_len=jnp.where(exists, gen_lens, jnp.zeros_like(gen_lens)),
+        gen_len=xp.where(exists, gen_lens, xp.zeros_like(gen_lens)),
         num_trials=_per_sample(num_trials),
         kv_dtype=kv_dtype,
         weight_dtype=weight_dtype,
@@ -234,13 +237,13 @@ def expected_cost(
     )
     num_samples = exists.sum(-1)
 
-    def mean(term: Array) -> Array:
-        total = jnp.where(exists, term, 0.0).sum(-1)
-        return jnp.where(num_samples > 0, total / jnp.maximum(num_samples, 1).astype(total.dtype), jnp.nan)
+    def mean(term: Any) -> Any:
+        total = xp.where(exists, term, 0.0).sum(-1)
+        return xp.where(num_samples > 0, total / xp.maximum(num_samples, 1).astype(total.dtype), xp.nan)
 
     return jax.tree.map(mean, samples)
 
 
 def _per_sample(number: Number) -> Number:
     """Give [*batch] a last axis of 1, so that it meets the samples."""
-    return number if is_python(number) else jnp.asarray(number)[..., None]
+    return number if is_python(number) else namespace(number).asarray(number)[..., None]

@@ -9,14 +9,27 @@ from matplotlib.axes import Axes
 
 from kinetics_jax.scaling import Allocation, Band, model_bands
 
-from ._style import PRICE_UNITS, curve_rows, house_style, new_figure, save, short_names, size_styles
+from ._style import (
+    BAND_MARGIN,
+    PRICE_UNITS,
+    curve_rows,
+    house_style,
+    new_figure,
+    on_axis,
+    save,
+    set_spent_axis,
+    short_names,
+    size_styles,
+    spent_label,
+)
 
 
 def long_cot_frontier(frontiers: Mapping[str, Allocation], path: str | Path) -> tuple[Path, Path]:
-    """Draw Long-CoT accuracy and the best length against the cap, one curve a model, with model bands.
+    """Draw Long-CoT accuracy and the best length against what was paid, one curve a model, with bands.
 
     Curves are cross-fitted, with a 90% bootstrap interval over problems; the largest bias of the naive estimate is
-    in the title and the naive curve in the CSV.
+    in the title and the naive curve in the CSV. The cost axis is the held-out price of what was chosen, not the cap.
+    A band changes only for a model that is a point better.
 
     Args:
         frontiers: One allocation a model, smallest model first (`scaling.model_frontiers`).
@@ -32,7 +45,7 @@ def long_cot_frontier(frontiers: Mapping[str, Allocation], path: str | Path) -> 
 
 
 def best_of_n_frontier(frontiers: Mapping[str, Allocation], path: str | Path) -> tuple[Path, Path]:
-    """Draw the Best-of-N solving rate and the best number of trials against the cap, one curve a model, with bands.
+    """Draw the Best-of-N solving rate and number of trials against what was paid, one curve a model, with bands.
 
     Args:
         frontiers: One allocation a model, smallest model first (`scaling.model_frontiers`).
@@ -55,8 +68,8 @@ def _draw(
     what: Literal["gen_len", "num_trials"],
     what_label: str,
 ) -> tuple[Path, Path]:
-    bands = model_bands(frontiers)
-    unit = PRICE_UNITS[next(iter(frontiers.values())).price]
+    bands = model_bands(frontiers, margin=BAND_MARGIN)
+    price = next(iter(frontiers.values())).price
     names = short_names(frontiers)
     styles = size_styles(list(frontiers))
     with house_style():
@@ -66,20 +79,17 @@ def _draw(
             _draw_curve(top, frontiers[model], styles[model], names[model])
         for model, frontier in frontiers.items():
             color, marker = styles[model]
-            chosen = frontier.mean_choice(what)
-            bottom.plot(np.asarray(frontier.budgets), chosen, color=color, marker=marker, markevery=8)
+            bottom.plot(*on_axis(frontier, frontier.mean_choice(what)), color=color, marker=marker, markevery=8)
         for axes in (top, bottom):
             _shade_bands(axes, bands, styles)
-        _name_bands(top, bands, names, styles)
         bias = max(float(np.max(frontier.bias)) for frontier in frontiers.values())
         top.set_title(
-            f"{title} priced in {unit}; shading: best model at that price\n"
+            f"{title} priced in {PRICE_UNITS[price]}; shading: best model (changes for a lead of 1 point)\n"
             f"cross-fitted, 90% interval; the naive estimate is up to {100 * bias:.1f} points higher",
             loc="left",
         )
-        budgets = np.asarray(next(iter(frontiers.values())).budgets)
-        top.set_xscale("log")
-        top.set_xlim(budgets[0], budgets[-1])
+        set_spent_axis(top, frontiers.values())
+        _name_bands(top, bands, names, styles)
         top.set_ylim(0, 1.08)
         top.set_yticks(np.linspace(0, 1, 6))
         top.set_ylabel("accuracy (share of problems)" if what == "gen_len" else "solving rate (share of problems)")
@@ -87,7 +97,7 @@ def _draw(
         bottom.set_yscale("log", base=2)
         bottom.yaxis.set_major_formatter("{x:g}")
         bottom.set_ylabel(what_label)
-        bottom.set_xlabel(f"cap on the expected price of a request [{unit}]")
+        bottom.set_xlabel(spent_label(price))
         rows = [row for model, frontier in frontiers.items() for row in curve_rows(frontier, {"model": model})]
         return save(figure, rows, path)
 
@@ -99,16 +109,9 @@ def _by_final_accuracy(frontiers: Mapping[str, Allocation]) -> list[str]:
 
 def _draw_curve(axes: Axes, frontier: Allocation, style: tuple[str, str], label: str) -> None:
     color, marker = style
-    low, high = frontier.interval()
-    axes.fill_between(np.asarray(frontier.budgets), low, high, color=color, alpha=0.15, linewidth=0)
-    axes.plot(
-        np.asarray(frontier.budgets),
-        np.asarray(frontier.accuracy),
-        color=color,
-        marker=marker,
-        markevery=8,
-        label=label,
-    )
+    spent, accuracy, low, high = on_axis(frontier, np.asarray(frontier.accuracy), *frontier.interval())
+    axes.fill_between(spent, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.plot(spent, accuracy, color=color, marker=marker, markevery=8, label=label)
 
 
 def _shade_bands(axes: Axes, bands: tuple[Band, ...], styles: Mapping[str, tuple[str, str]]) -> None:
@@ -120,10 +123,9 @@ def _name_bands(
     axes: Axes, bands: tuple[Band, ...], names: Mapping[str, str], styles: Mapping[str, tuple[str, str]]
 ) -> None:
     """Write the model above its band where the band is wide enough for the word; the legend serves the others."""
-    if not bands:
-        return
-    whole = np.log(bands[-1].cost_to / bands[0].cost_from)
+    left, right = axes.get_xlim()
     for band in bands:
-        if np.log(band.cost_to / band.cost_from) > 0.015 * (len(names[band.model]) + 2) * whole:
-            centre = float(np.sqrt(band.cost_from * band.cost_to))
+        start, end = max(band.cost_from, left), min(band.cost_to, right)
+        if end > start and np.log(end / start) > 0.015 * (len(names[band.model]) + 2) * np.log(right / left):
+            centre = float(np.sqrt(start * end))
             axes.text(centre, 1.03, names[band.model], color=styles[band.model][0], ha="center", weight="bold")

@@ -1,4 +1,4 @@
-"""Dense against sparse attention on the same caps, with the widest gaps as arrows (PAPER.md Figs. 8, 14, 21, 22)."""
+"""Dense against sparse attention at equal spending, with the widest gaps as arrows (PAPER.md Figs. 8, 14, 21, 22)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,16 @@ from matplotlib.axes import Axes
 
 from kinetics_jax.scaling import Allocation, Gap, widest_gap
 
-from ._style import METHOD_STYLES, PRICE_UNITS, curve_rows, house_style, new_figure, save
+from ._style import (
+    METHOD_STYLES,
+    curve_rows,
+    house_style,
+    new_figure,
+    on_axis,
+    save,
+    set_spent_axis,
+    spent_label,
+)
 
 _NUM_COLUMNS = 3
 
@@ -18,8 +27,8 @@ def dense_vs_sparse(
 ) -> tuple[Path, Path]:
     """Draw accuracy against cost for each attention method, a panel a group, with gap arrows from dense.
 
-    The vertical arrow is the largest gain at equal cap, with its paired 90% interval; the horizontal one the
-    largest saving at equal accuracy. Both are read off cross-fitted curves.
+    The vertical arrow is the largest gain at equal spending, with its paired 90% interval; the horizontal one the
+    largest saving at equal accuracy. Both are read off cross-fitted curves against what held-out trials paid.
 
     Args:
         panels: Title (a model, a difficulty, "all models") to allocations by method; each has "dense".
@@ -40,7 +49,7 @@ def dense_vs_sparse(
             raise ValueError(f"panel {title!r} needs the curves 'dense' and {arrows!r}; got {list(curves)}")
     num_columns = min(_NUM_COLUMNS, len(panels))
     num_rows = -(-len(panels) // num_columns)
-    unit = PRICE_UNITS[next(iter(next(iter(panels.values())).values())).price]
+    every_curve = [curve for curves in panels.values() for curve in curves.values()]
     with house_style():
         figure = new_figure(max(6.0, 3.9 * num_columns), 0.9 + 3.3 * num_rows)
         grid = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
@@ -50,14 +59,14 @@ def dense_vs_sparse(
                 _draw_curve(axes, curves[method], method)
             _draw_arrows(axes, gap, METHOD_STYLES[arrows][1])
             axes.set_title(f"{title}\n{_describe(gap)}", loc="left", fontsize=9.5)
-            axes.set_xscale("log")
+            set_spent_axis(axes, every_curve)
             axes.set_ylim(0, 1)
             axes.legend(loc="upper left")
             axes.tick_params(labelbottom=True, labelleft=True)
         for axes in list(grid.flat)[len(panels) :]:
             axes.remove()
         figure.suptitle(f"Dense against sparse attention; arrows: {METHOD_STYLES[arrows][0]} over dense (cross-fitted)")
-        figure.supxlabel(f"cap on the expected price of a request [{unit}]", fontsize=10)
+        figure.supxlabel(spent_label(every_curve[0].price), fontsize=10)
         figure.supylabel("accuracy (share of problems)", fontsize=10)
         rows = [
             row
@@ -74,17 +83,15 @@ def _by_mean_accuracy(curves: Mapping[str, Allocation]) -> list[str]:
 
 def _draw_curve(axes: Axes, curve: Allocation, method: str) -> None:
     label, color, marker = METHOD_STYLES[method]
-    low, high = curve.interval()
-    axes.fill_between(np.asarray(curve.budgets), low, high, color=color, alpha=0.12, linewidth=0)
-    axes.plot(
-        np.asarray(curve.budgets), np.asarray(curve.accuracy), color=color, marker=marker, markevery=8, label=label
-    )
+    spent, accuracy, low, high = on_axis(curve, np.asarray(curve.accuracy), *curve.interval())
+    axes.fill_between(spent, low, high, color=color, alpha=0.12, linewidth=0)
+    axes.plot(spent, accuracy, color=color, marker=marker, markevery=8, label=label)
 
 
 def _draw_arrows(axes: Axes, gap: Gap, color: str) -> None:
     line = {"arrowstyle": "-|>", "color": color, "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 11}
     if gap.gain > 0:
-        foot, head = (gap.gain_budget, gap.base_accuracy), (gap.gain_budget, gap.base_accuracy + gap.gain)
+        foot, head = (gap.gain_spent, gap.base_accuracy), (gap.gain_spent, gap.base_accuracy + gap.gain)
         axes.annotate("", xy=head, xytext=foot, arrowprops=line, zorder=5)
     if gap.cost_ratio > 1:
         start, end = (gap.base_cost, gap.ratio_accuracy), (gap.other_cost, gap.ratio_accuracy)

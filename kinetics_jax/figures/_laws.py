@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from kinetics_jax.scaling import Allocation, Band, LawComparison, model_bands
 
-from ._style import finite_or_blank, house_style, is_light, new_figure, save, short_names, size_styles
+from ._style import BAND_MARGIN, finite_or_blank, house_style, is_light, new_figure, save, short_names, size_styles
 
 
 def law_bands(
@@ -38,11 +38,11 @@ def law_bands(
         figure = new_figure(7.0, 4.6)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.3))
         for height, frontiers in ((1.0, flops_frontiers), (0.0, eflops_frontiers)):
-            _draw_bar(top, height, model_bands(frontiers), names, styles)
+            _draw_bar(top, height, model_bands(frontiers, margin=BAND_MARGIN), names, styles)
         top.set_yticks([1, 0], ["FLOPs law", "eFLOPs law"])
         top.set_ylim(-0.5, 1.5)
         top.grid(visible=False)
-        top.set_title("Model that reaches an accuracy at the lowest price", loc="left")
+        top.set_title("Model that reaches an accuracy at the lowest price (changes for a lead of 1 point)", loc="left")
         handles = [Patch(color=styles[model][0], label=names[model]) for model in names]
         top.legend(handles=handles, title="model", loc="upper left", bbox_to_anchor=(1.0, 1.05))
         accuracy = np.array([row.accuracy for row in comparisons])

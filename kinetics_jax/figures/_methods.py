@@ -11,9 +11,12 @@ from kinetics_jax.scaling import MethodPoint
 
 from ._style import METHOD_STYLES, house_style, new_figure, save
 
+# Colour, marker and line by rising page length, where block top-k was run with several.
+_PAGE_STYLES = (("#D55E00", "^", "-"), ("#E69F00", "v", "--"), ("#CC79A7", "P", ":"))
+
 
 def methods_compared(points: Sequence[MethodPoint], path: str | Path) -> tuple[Path, Path]:
-    """Draw accuracy against KV budget for each attention method, a panel a model, dense as a horizontal line.
+    """Draw accuracy against KV budget for each attention method and page length, a panel a model, dense as a line.
 
     Args:
         points: One point a (model, attention) (`scaling.accuracy_by_budget`), smallest model first.
@@ -46,22 +49,32 @@ def methods_compared(points: Sequence[MethodPoint], path: str | Path) -> tuple[P
 
 
 def _draw_panel(axes: Axes, points: list[MethodPoint]) -> None:
-    methods = dict.fromkeys(point.method for point in points)
-    best = {method: max(point.accuracy for point in points if point.method == method) for method in methods}
-    mean = {method: np.mean([point.accuracy for point in points if point.method == method]) for method in methods}
-    for method in sorted(methods, key=lambda method: (method != "dense", -mean[method], -best[method])):
+    curves: dict[tuple[str, int | None], list[MethodPoint]] = {}
+    for point in sorted(points, key=lambda point: point.budget_len or 0):
+        curves.setdefault((point.method, point.page_len), []).append(point)
+    num_page_lens = len({page_len for _, page_len in curves if page_len is not None})
+    mean = {name: np.mean([point.accuracy for point in curve]) for name, curve in curves.items()}
+    for method, page_len in sorted(curves, key=lambda name: (name[0] != "dense", -mean[name])):
+        curve = curves[method, page_len]
         label, color, marker = METHOD_STYLES[method]
-        curve = sorted((point for point in points if point.method == method), key=lambda point: point.budget_len or 0)
         if method == "dense":
             axes.axhspan(curve[0].low, curve[0].high, color=color, alpha=0.1, linewidth=0)
             axes.axhline(curve[0].accuracy, color=color, linestyle="--", label=label)
             continue
-        budgets = [float(point.budget_len or 0) for point in curve]
+        if page_len is not None and num_page_lens > 1:
+            rank = sorted(length for _, length in curves if length is not None).index(page_len)
+            color, marker, line = _PAGE_STYLES[rank % len(_PAGE_STYLES)]
+            label = f"{label}, pages of {page_len}"
+        else:
+            line = "-"
         accuracy = np.array([point.accuracy for point in curve])
         # Percentile intervals of a skewed sample may leave the mean by a rounding error only.
         error = np.maximum([accuracy - [p.low for p in curve], [p.high for p in curve] - accuracy], 0)
-        axes.errorbar(budgets, accuracy, yerr=error, color=color, marker=marker, capsize=2, elinewidth=1, label=label)
-    ticks = sorted({point.budget_len for point in points if point.budget_len is not None})
+        budgets = [float(point.budget_len or 0) for point in curve]
+        style = {"color": color, "marker": marker, "linestyle": line, "label": label}
+        axes.errorbar(budgets, accuracy, yerr=error, capsize=2, elinewidth=1, **style)
+    # Powers of two: budgets between them would overlap.
+    ticks = sorted({point.budget_len for point in points if point.budget_len and point.budget_len.bit_count() == 1})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()

@@ -8,9 +8,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from kinetics_jax.scaling import Allocation
 
@@ -26,6 +28,8 @@ METHOD_STYLES: Mapping[str, tuple[str, str, str]] = {
     "local": ("local window", "#009E73", "D"),
 }
 PRICE_UNITS = {"eflops": "eFLOPs", "flops": "FLOPs"}
+# Accuracy by which a new leader must be better: less is noise, and equal models would take turns.
+BAND_MARGIN = 0.01
 
 _RC: dict[Any, Any] = {
     "font.size": 10,
@@ -132,6 +136,34 @@ def curve_rows(curve: Allocation, head: Mapping[str, Any]) -> list[dict[str, Any
     }
     values = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
     return [{**head, **dict(zip(columns, map(finite_or_blank, row), strict=True))} for row in values]
+
+
+def spent_label(price: str) -> str:
+    """Return the label of the axis that all cost curves share."""
+    return f"price of a request, mean of what held-out trials paid [{PRICE_UNITS[price]}]"
+
+
+def set_spent_axis(axes: Axes, curves: Iterable[Allocation]) -> None:
+    """Make the cost axis logarithmic, from the first point of any curve to a little beyond the last."""
+    points = np.concatenate([on_axis(curve)[0] for curve in curves])
+    axes.set_xscale("log")
+    axes.set_xlim(points.min() / 1.15, points.max() * 1.15)
+    if points.max() < 30 * points.min():  # too few powers of ten to read the axis by
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def on_axis(curve: Allocation, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return spendings, then columns [X], at the caps that spend more than smaller ones do.
+
+    A curve starts where half of the requests can be served: below, its line is the price of answering few of them.
+    """
+    spent = np.asarray(curve.spent, dtype=np.float64)
+    is_served = (np.asarray(curve.fold_choice) >= 0).mean((0, 2)) >= 0.5
+    rises = np.append(True, spent[1:] > np.maximum.accumulate(spent)[:-1])
+    kept = (is_served if is_served.any() else spent > 0) & rises
+    return spent[kept], *(np.asarray(column)[kept] for column in columns)
 
 
 def finite_or_blank(value: float) -> float | str:

@@ -3,6 +3,8 @@
 Called by `sampling` and `training`; `checkpoints_conversion` fills it. Sharding and other families are left out here.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -25,11 +27,9 @@ class Decoder(nnx.Module):
         rngs: Initialisation keys.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
         >>> from kinetics_jax.specs import MODELS
-        >>> model = Decoder(MODELS["Kinetics-Mini-0.1M"], rngs=nnx.Rngs(0))
-        >>> model(jnp.zeros((1, 3), jnp.int32)).shape
+        >>> spec, token_ids = MODELS["Kinetics-Mini-0.1M"], jnp.zeros((1, 3), jnp.int32)
+        >>> nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0))(token_ids)).shape
         (1, 3, 64)
 
     References:
@@ -62,24 +62,38 @@ class Decoder(nnx.Module):
         )
 
     def __call__(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        """Return the float32 logits of every position, without a cache."""
+        """Return the logits of every position, without a cache.
+
+        Args:
+            token_ids: Sequences from their first token on [B, T].
+
+        Returns:
+            Float32 logits of the token after each position [B, T, V].
+        """
         hidden, _, _ = self._run_causal(token_ids)
-        return self._logits(hidden)
+        return self.next_logits(hidden)
 
     def prefill(
         self, token_ids: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], Float[Array, "L B T K H"], Float[Array, "L B T K H"]]:
         """Return the final hidden states and every layer's keys and values.
 
-        Padding belongs at the end: later tokens never change earlier ones. `next_logits` turns a hidden state
-        into logits.
+        Padding belongs at the end: later tokens never change earlier ones.
+
+        Args:
+            token_ids: Prompts [B, T].
+
+        Returns:
+            Hidden states [B, T, D], which `next_logits` turns into logits, keys and values [L, B, T, K, H].
         """
         hidden, keys, values = self._run_causal(token_ids)
         return hidden, jnp.stack(keys), jnp.stack(values)
 
     def next_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Return the float32 logits that final hidden states from `prefill` predict."""
-        return self._logits(hidden)
+        """Return the float32 logits [..., V] that final hidden states [..., D] from `prefill` predict."""
+        if self.lm_head is None:
+            return logits_from(hidden, self.embed.embedding[...])
+        return logits_from(hidden, self.lm_head.kernel[...].T)
 
     def decode_step(
         self, token_ids: Int[Array, " B"], cache: PagedCache, attention: AttentionSpec
@@ -105,7 +119,7 @@ class Decoder(nnx.Module):
                 return decode_attention(attention, queries[:, 0], cache, index, scale=scale)[:, None]
 
             hidden = layer(hidden, positions, attend)
-        return self._logits(self.final_norm(hidden[:, 0])), advance(cache)
+        return self.next_logits(self.final_norm(hidden[:, 0])), advance(cache)
 
     def _run_causal(self, token_ids: Array) -> tuple[Array, list[Array], list[Array]]:
         positions = jnp.arange(token_ids.shape[1])[None]
@@ -124,14 +138,15 @@ class Decoder(nnx.Module):
     def _embed(self, token_ids: Array) -> Array:
         return look_up(self.embed.embedding[...], token_ids).astype(self.dtype)
 
-    def _logits(self, hidden: Array) -> Array:
-        if self.lm_head is None:
-            return logits_from(hidden, self.embed.embedding[...])
-        return logits_from(hidden, self.lm_head.kernel[...].T)
-
 
 def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32) -> Decoder:
     """Return the decoder with shapes in place of arrays, for converters and for counting without memory.
+
+    One layer is traced and copied: tracing all 64 layers of Qwen3-32B takes a minute.
+
+    Args:
+        spec: The geometry.
+        dtype: Compute dtype and storage dtype.
 
     Example:
         >>> import jax
@@ -140,4 +155,8 @@ def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32) -> Deco
         >>> sum(leaf.size for leaf in jax.tree.leaves(abstract_decoder(spec))) == spec.num_params
         True
     """
-    return nnx.eval_shape(lambda: Decoder(spec, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))
+    one_layer = dataclasses.replace(spec, num_layers=1)
+    decoder = nnx.eval_shape(lambda: Decoder(one_layer, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))
+    decoder.spec = spec
+    decoder.layers.extend([nnx.clone(decoder.layers[0]) for _ in range(spec.num_layers - 1)])
+    return decoder

@@ -65,8 +65,6 @@ class DecoderLayer(nnx.Module):
         return residual + self.down_proj(jax.nn.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
-def logits_from(
-    hidden: Float[Array, "*batch D"], table: Float[Array, "V D"]
-) -> Float[Array, "*batch V"]:
+def logits_from(hidden: Float[Array, "*batch D"], table: Float[Array, "V D"]) -> Float[Array, "*batch V"]:
     """Return hidden . table^T with float32 accumulation and result."""
     return jnp.einsum("...D,VD->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)

@@ -16,7 +16,6 @@ from kinetics_jax.specs import DEFAULT_PAGE_LEN, AttentionSpec, BlockTopK, Dense
 
 from ._token import sample_token
 
-
 LanguageModel = Decoder
 """What `generate` samples from, for the annotations of those who call it."""
 
@@ -78,58 +77,52 @@ def generate(
         The trials.
 
     Raises:
-        ValueError: If a count is not positive, or the page length contradicts the attention spec.
+        ValueError: If a count is not positive, `prompt_len` is known and out of range, or the page length
+            contradicts the attention spec.
 
     Example:
-        >>> import jax
-        >>> from flax import nnx
+        >>> from functools import partial
+        >>> from kinetics_jax.models import abstract_decoder
         >>> from kinetics_jax.specs import MODELS
-        >>> model = Decoder(MODELS["Kinetics-Mini-0.1M"], rngs=nnx.Rngs(0))
-        >>> prompt = jnp.arange(10)
-        >>> trials = generate(model, prompt, jax.random.key(0), num_trials=2, max_gen_len=4, stop_ids=(2,))
-        >>> trials.token_ids.shape
+        >>> sample = jax.jit(partial(generate, num_trials=2, max_gen_len=4, stop_ids=(2,)))
+        >>> model = abstract_decoder(MODELS["Kinetics-Mini-0.1M"])  # shapes alone; give a trained one to sample
+        >>> jax.eval_shape(sample, model, jnp.arange(10), jax.random.key(0)).token_ids.shape
         (2, 4)
     """
     attention = Dense() if attention is None else attention
-    sampling = SamplingSpec() if sampling is None else sampling
     if page_len is None:
         page_len = attention.page_len if isinstance(attention, BlockTopK) else DEFAULT_PAGE_LEN
+    prompt_len = prompt_ids.shape[0] if prompt_len is None else prompt_len
+    _validate(prompt_ids.shape[0], prompt_len, num_trials, max_gen_len)
+    state = _prefill(model, prompt_ids, prompt_len, num_trials=num_trials, max_gen_len=max_gen_len, page_len=page_len)
+    sampling = SamplingSpec() if sampling is None else sampling
+    state = _decode(model, state, key, attention=attention, sampling=sampling, stop_ids=stop_ids)
+    return Generation(token_ids=state.token_ids, gen_len=state.gen_len, stopped=state.stopped)
+
+
+def _validate(max_prompt_len: int, prompt_len: int | Array, num_trials: int, max_gen_len: int) -> None:
     if num_trials < 1 or max_gen_len < 1:
         raise ValueError(f"num_trials and max_gen_len must be at least 1; got {num_trials} and {max_gen_len}")
-    max_prompt_len = prompt_ids.shape[0]
-    prompt_len = max_prompt_len if prompt_len is None else prompt_len
+    if isinstance(prompt_len, int) and not 1 <= prompt_len <= max_prompt_len:
+        raise ValueError(f"prompt_len must lie in 1..{max_prompt_len}, the length of prompt_ids; got {prompt_len}")
 
+
+def _prefill(
+    model: Decoder, prompt_ids: Array, prompt_len: int | Array, *, num_trials: int, max_gen_len: int, page_len: int
+) -> _LoopState:
+    """Run the prompt once and return the state before the first token: every trial has the same logits."""
     hidden, keys, values = model.prefill(prompt_ids[None])
     cache = init_shared_cache(
         model.spec,
         num_trials=num_trials,
-        max_prompt_len=max_prompt_len,
+        max_prompt_len=prompt_ids.shape[0],
         max_gen_len=max_gen_len,
         page_len=page_len,
         dtype=keys.dtype,
     )
     last_hidden = jax.lax.dynamic_index_in_dim(hidden[0], prompt_len - 1, keepdims=False)
     first_logits = model.next_logits(last_hidden)
-    trial_keys = jax.vmap(lambda trial: jax.random.fold_in(key, trial))(jnp.arange(num_trials))
-    stops = jnp.asarray(stop_ids, jnp.int32)
-
-    def keep_going(state: _LoopState) -> Array:
-        return (state.step < max_gen_len) & ~state.stopped.all()
-
-    def step(state: _LoopState) -> _LoopState:
-        step_keys = jax.vmap(lambda trial_key: jax.random.fold_in(trial_key, prompt_len + state.step))(trial_keys)
-        tokens = jnp.where(state.stopped, 0, sample_token(state.logits, step_keys, sampling))
-        logits, cache = model.decode_step(tokens, state.cache, attention)
-        return _LoopState(
-            step=state.step + 1,
-            cache=cache,
-            logits=logits,
-            token_ids=state.token_ids.at[:, state.step].set(tokens),
-            gen_len=state.gen_len + ~state.stopped,
-            stopped=state.stopped | jnp.isin(tokens, stops),
-        )
-
-    state = _LoopState(
+    return _LoopState(
         step=jnp.asarray(0, jnp.int32),
         cache=write_prompt(cache, keys[:, 0], values[:, 0], prompt_len),
         logits=jnp.broadcast_to(first_logits, (num_trials, first_logits.shape[0])),
@@ -137,5 +130,36 @@ def generate(
         gen_len=jnp.zeros(num_trials, jnp.int32),
         stopped=jnp.zeros(num_trials, bool),
     )
-    state = jax.lax.while_loop(keep_going, step, state)
-    return Generation(token_ids=state.token_ids, gen_len=state.gen_len, stopped=state.stopped)
+
+
+def _decode(
+    model: Decoder,
+    state: _LoopState,
+    key: PRNGKeyArray,
+    *,
+    attention: AttentionSpec,
+    sampling: SamplingSpec,
+    stop_ids: tuple[int, ...],
+) -> _LoopState:
+    """Draw tokens until every trial has stopped or the limit is reached; a stopped trial idles on token 0."""
+    num_trials, max_gen_len = state.token_ids.shape
+    trial_keys = jax.vmap(lambda trial: jax.random.fold_in(key, trial))(jnp.arange(num_trials))
+    stops = jnp.asarray(stop_ids, jnp.int32)
+
+    def keep_going(state: _LoopState) -> Array:
+        return (state.step < max_gen_len) & ~state.stopped.all()
+
+    def step(state: _LoopState) -> _LoopState:
+        step_keys = jax.vmap(jax.random.fold_in)(trial_keys, state.cache.lengths)
+        tokens = jnp.where(state.stopped, 0, sample_token(state.logits, step_keys, sampling))
+        logits, cache = model.decode_step(tokens, state.cache, attention)
+        return _LoopState(
+            step=state.step + 1,
+            cache=cache,
+            logits=logits,
+            token_ids=state.token_ids.at[:, state.step].set(tokens),
+            gen_len=jnp.where(state.stopped, state.gen_len, state.gen_len + 1),
+            stopped=state.stopped | jnp.isin(tokens, stops),
+        )
+
+    return jax.lax.while_loop(keep_going, step, state)

@@ -1,24 +1,23 @@
 """Draw the next token: temperature, top-k, top-p and min-p by threshold, without sorting the vocabulary.
 
 Every rule keeps the tokens at or above some probability, so each is a threshold, and the strictest one holds.
-The top-k and top-p thresholds are found by bisection on the probability: monotone sums, no sort.
+The top-k and top-p thresholds are found by bisection over the bit patterns of the probabilities, which for
+non-negative floats are integers in the same order: exact after 31 halvings, monotone sums, no sort.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from kinetics_jax.specs import SamplingSpec
 
-_BISECTIONS = 40
-"""Halvings of [0, 1]; thresholds are exact to 2^-40 of the largest probability, below float32 spacing near it."""
+_NUM_BITS = 31
+"""Bits of a non-negative float32."""
 
 
-def sample_token(
-    logits: Float[Array, "B V"], keys: PRNGKeyArray, sampling: SamplingSpec
-) -> Int[Array, " B"]:
+def sample_token(logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: SamplingSpec) -> Int[Array, " B"]:
     """Draw one token per row, row b with key b.
 
     Args:
@@ -44,6 +43,13 @@ def allowed_tokens(scaled_logits: Float[Array, "B V"], sampling: SamplingSpec) -
     Args:
         scaled_logits: Logits after the temperature [B, V].
         sampling: The rules.
+
+    Returns:
+        Whether each token may be drawn [B, V]; the most likely one always may.
+
+    Example:
+        >>> allowed_tokens(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), SamplingSpec(top_p=0.6)).tolist()
+        [[True, True, False]]
     """
     probs = jax.nn.softmax(scaled_logits, axis=-1)
     threshold = sampling.min_p * probs.max(axis=-1, keepdims=True)
@@ -57,14 +63,12 @@ def allowed_tokens(scaled_logits: Float[Array, "B V"], sampling: SamplingSpec) -
 
 
 def _largest_threshold(probs: Array, is_enough: Callable[[Array], Array]) -> Array:
-    """Return per row the largest t, within the bisection's grid, for which the tokens with p >= t are enough."""
+    """Return per row the largest t for which the tokens with p >= t are enough; 0 where no t is."""
+    bits = jax.lax.bitcast_convert_type(probs.astype(jnp.float32), jnp.int32)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = (low + high) / 2
-        enough = is_enough(probs >= middle)[:, None]
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+    def add_bit(place: int | Array, threshold: Array) -> Array:
+        higher = threshold | (1 << (_NUM_BITS - 1 - place))
+        return jnp.where(is_enough(bits >= higher)[:, None], higher, threshold)
 
-    top = probs.max(axis=-1, keepdims=True)
-    low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(top), top * (1 + 1e-6)))
-    return low
+    threshold = jax.lax.fori_loop(0, _NUM_BITS, add_bit, jnp.zeros_like(bits[:, :1]))
+    return jax.lax.bitcast_convert_type(threshold, jnp.float32)

@@ -1,8 +1,8 @@
 """What is the best use of a budget? Candidates, Algorithms 1 and 2 cross-fitted, frontiers, bands and power laws."""
 
-from ._allocate import Allocation as Allocation
 from ._allocate import allocate as allocate
 from ._allocate import model_frontiers as model_frontiers
+from ._allocation import Allocation as Allocation
 from ._bands import Band as Band
 from ._bands import LawComparison as LawComparison
 from ._bands import model_bands as model_bands

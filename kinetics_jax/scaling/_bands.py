@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ._allocate import Allocation
+from ._allocation import Allocation
 from ._frontier import cost_to_reach
 
 
@@ -18,8 +18,8 @@ class Band:
         model: Model name.
         accuracy_from: Accuracy that the band before reaches (0 for the first); this band is better than that.
         accuracy_to: Best accuracy of the band.
-        cost_from: Lowest cap at which the model leads [in the price of the frontiers].
-        cost_to: Cap at which the next band takes over, or the largest cap.
+        cost_from: Lowest mean spending at which the model leads [in the price of the frontiers].
+        cost_to: Spending at which the next band takes over, or the most that any model spends.
     """
 
     model: str
@@ -29,12 +29,12 @@ class Band:
     cost_to: float
 
 
-def model_bands(frontiers: Mapping[str, Allocation], *, margin: float = 0.0) -> tuple[Band, ...]:
+def model_bands(frontiers: Mapping[str, Allocation], *, margin: float = 0.01) -> tuple[Band, ...]:
     """Return which model leads from which accuracy to which: runs of one model on the staircase of all curves.
 
-    The models are compared on cross-fitted curves, yet the lead itself is read off the sample: a band a few points
-    wide may be noise (`Allocation.interval` tells). With a margin, a leader is replaced only by a model that is
-    better by more than the margin at the same cap.
+    The models are compared at equal held-out spending, on cross-fitted curves, yet the lead itself is read off the
+    sample: a band a few points wide may be noise (`Allocation.interval` tells). A leader is replaced only by a model
+    that is better by more than the margin; without one, equal models take turns.
 
     Args:
         frontiers: One allocation a model, over shared caps, smallest model first (it wins ties).
@@ -50,17 +50,17 @@ def model_bands(frontiers: Mapping[str, Allocation], *, margin: float = 0.0) -> 
         PAPER.md sections 5 (Figs. 3, 4, 6) and 6; errata 9 (labels that shift where nobody can pay).
     """
     models = list(frontiers)
-    budgets = _shared_budgets(frontiers)
-    accuracy = np.stack([np.asarray(frontiers[model].accuracy, dtype=np.float64) for model in models])
+    spending = _shared_spending(frontiers)
+    accuracy = np.stack([frontiers[model].accuracy_at(spending) for model in models])
     reached = 0.0
-    steps: list[tuple[int, int, float, float]] = []  # leader, cap, accuracy before, accuracy reached
-    for cap in range(budgets.size):
-        best = int(np.argmax(accuracy[:, cap]))
+    steps: list[tuple[int, int, float, float]] = []  # leader, place, accuracy before, accuracy reached
+    for place in range(spending.size):
+        best = int(np.argmax(accuracy[:, place]))
         leader = steps[-1][0] if steps else best
-        if accuracy[best, cap] > accuracy[leader, cap] + margin:
+        if accuracy[best, place] > accuracy[leader, place] + margin:
             leader = best
-        if accuracy[leader, cap] > reached:
-            steps.append((leader, cap, reached, float(accuracy[leader, cap])))
+        if accuracy[leader, place] > reached:
+            steps.append((leader, place, reached, float(accuracy[leader, place])))
             reached = steps[-1][3]
     if not steps:
         return ()
@@ -70,8 +70,8 @@ def model_bands(frontiers: Mapping[str, Allocation], *, margin: float = 0.0) -> 
             model=models[steps[start][0]],
             accuracy_from=steps[start][2],
             accuracy_to=steps[end - 1][3],
-            cost_from=float(budgets[steps[start][1]]),
-            cost_to=float(budgets[steps[end][1]] if end < len(steps) else budgets[-1]),
+            cost_from=float(spending[steps[start][1]]),
+            cost_to=float(spending[steps[end][1]] if end < len(steps) else spending[-1]),
         )
         for start, end in zip(starts, [*starts[1:], len(steps)], strict=True)
     )
@@ -110,8 +110,8 @@ def wrong_law_cost(
 ) -> tuple[LawComparison, ...]:
     """Return, for each accuracy, which model each law picks and what the FLOPs law's pick really costs.
 
-    Only the model is picked by the wrong law: its length, trials and budget are then spent as well as eFLOPs allow,
-    so the ratio is what the wrong *model* costs.
+    Costs are held-out spendings. Only the model is picked by the wrong law: its length, trials and budget are then
+    spent as well as eFLOPs allow, so the ratio is what the wrong *model* costs.
 
     Args:
         flops_frontiers: One allocation a model, priced in FLOPs.
@@ -152,17 +152,19 @@ def wrong_law_cost(
     return tuple(rows)
 
 
-def _shared_budgets(frontiers: Mapping[str, Allocation]) -> np.ndarray:
+def _shared_spending(frontiers: Mapping[str, Allocation]) -> np.ndarray:
+    """Return the caps as a grid of spendings, cut off where no model spends more."""
     first, *others = frontiers.values()
-    budgets = np.asarray(first.budgets, dtype=np.float64)
     for other in others:
         if other.price != first.price or not np.array_equal(np.asarray(other.budgets), np.asarray(first.budgets)):
             raise ValueError("frontiers must share one price and one grid of caps. Make them with one model_frontiers.")
-    return budgets
+    most = max(float(np.max(np.asarray(frontier.spent))) for frontier in frontiers.values())
+    budgets = np.asarray(first.budgets, dtype=np.float64)
+    return np.append(budgets[budgets < most], most)
 
 
 def _reach(frontier: Allocation, targets: np.ndarray) -> np.ndarray:
-    return cost_to_reach(np.asarray(frontier.budgets), np.asarray(frontier.accuracy), targets)
+    return cost_to_reach(np.asarray(frontier.spent), np.asarray(frontier.accuracy), targets)
 
 
 def _cheapest(costs: np.ndarray) -> int | None:

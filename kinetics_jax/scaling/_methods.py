@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kinetics_jax.specs import Dense, parse_attention
+from kinetics_jax.specs import BlockTopK, Dense, parse_attention
 from kinetics_jax.traces import TraceTable
 
-from ._allocate import percentile_interval
+from ._allocation import percentile_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class MethodPoint:
         model: Model name.
         method: Attention method ("dense", "topk", "block_topk", "local").
         budget_len: Tokens read per step, layer and KV head; None for dense.
+        page_len: Tokens of a page of block top-k; None for methods without pages.
         accuracy: Share of right trials (Pass@1 at full length), mean over problems.
         low: Lower end of the 90% bootstrap interval over problems.
         high: Upper end.
@@ -28,6 +29,7 @@ class MethodPoint:
     model: str
     method: str
     budget_len: int | None
+    page_len: int | None
     accuracy: float
     low: float
     high: float
@@ -57,6 +59,7 @@ def accuracy_by_budget(tables: Iterable[TraceTable], *, seed: int = 0) -> tuple[
                 model=table.model,
                 method=table.attention.partition(":")[0],
                 budget_len=None if isinstance(spec, Dense) else spec.budget_len,
+                page_len=spec.page_len if isinstance(spec, BlockTopK) else None,
                 accuracy=float(right_Q.mean()),
                 low=float(low[0]),
                 high=float(high[0]),

@@ -126,11 +126,11 @@ class Tradeoff:
         grid = np.ix_(np.arange(self.cost.shape[0]), row_index, column_index)
         return replace(
             self,
-            cost=self.cost[grid],
-            num_correct=self.num_correct[grid],
-            num_trials=self.num_trials[grid],
-            k=self.k[column_index],
-            difficulty=self.difficulty[row_index],
+            cost=_take(self.cost, grid),
+            num_correct=_take(self.num_correct, grid),
+            num_trials=_take(self.num_trials, grid),
+            k=_take(self.k, column_index),
+            difficulty=_take(self.difficulty, row_index),
             candidates=tuple(self.candidates[index] for index in columns),
             problems=tuple(self.problems[index] for index in rows),
         )
@@ -152,3 +152,8 @@ def _require_known(what: str, wanted: Collection[object] | None, known: Collecti
     unknown = [name for name in wanted or () if name not in known]
     if unknown:
         raise ValueError(f"unknown {what} {unknown}. In this table: {list(known)}")
+
+
+def _take(array: Array, index: tuple[np.ndarray, ...] | np.ndarray) -> Array:
+    """Index in NumPy: in JAX each new shape would compile."""
+    return jnp.asarray(np.asarray(array)[index])

@@ -1,12 +1,15 @@
 """Read-only name tables whose errors list what is known. Used by every table of specs."""
 
-from typing import Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 SpecT = TypeVar("SpecT")
 
 
-class Catalog(dict[str, SpecT], Generic[SpecT]):
+class Catalog(Mapping[str, SpecT]):
     """Map names to specs; a missing name raises an error that lists the known ones.
+
+    It cannot be changed: build your own spec and pass it where a spec is wanted.
 
     Args:
         kind: What the names stand for, as it appears in the error ("model", "hardware").
@@ -14,7 +17,6 @@ class Catalog(dict[str, SpecT], Generic[SpecT]):
 
     Raises:
         ValueError: On look-up of a name that is not in the table.
-        TypeError: On any attempt to change the table.
 
     Example:
         >>> Catalog("model", {"a": 1})["b"]
@@ -23,12 +25,20 @@ class Catalog(dict[str, SpecT], Generic[SpecT]):
         ValueError: unknown model 'b'. Known: a
     """
 
-    def __init__(self, kind: str, specs: dict[str, SpecT]):
-        super().__init__(specs)
+    def __init__(self, kind: str, specs: Mapping[str, SpecT]):
         self._kind = kind
+        self._specs = dict(specs)
 
-    def __missing__(self, name: str) -> SpecT:
-        raise ValueError(f"unknown {self._kind} {name!r}. Known: {', '.join(self)}")
+    def __getitem__(self, name: str) -> SpecT:
+        if name not in self._specs:
+            raise ValueError(f"unknown {self._kind} {name!r}. Known: {', '.join(self)}")
+        return self._specs[name]
 
-    def __setitem__(self, name: str, spec: SpecT) -> None:
-        raise TypeError(f"the {self._kind} table is read-only; build your own spec and pass it instead of a name")
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from ._catalog import Catalog
 
+_SIZES = ("num_layers", "d_model", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_len")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -51,7 +53,7 @@ class ModelSpec:
     hf_repo: str | None = None
 
     def __post_init__(self) -> None:
-        for field in ("num_layers", "d_model", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):
+        for field in _SIZES:
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1; got {getattr(self, field)} in model {self.name!r}")
         if self.num_heads % self.num_kv_heads:

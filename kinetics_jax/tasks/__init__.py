@@ -6,9 +6,9 @@ from ._pathfind import Pathfind as Pathfind
 from ._pathfind_questions import PathfindBatch as PathfindBatch
 from ._pathfind_questions import problem_key as problem_key
 from ._pathfind_questions import sample_questions as sample_questions
+from ._pathfind_search import reference_thoughts as reference_thoughts
 from ._pathfind_tokens import DEPTHS as DEPTHS
 from ._pathfind_tokens import PAD as PAD
-from ._pathfind_search import reference_thoughts as reference_thoughts
 from ._protocol import Grade as Grade
 from ._protocol import Problem as Problem
 from ._protocol import Task as Task

@@ -9,26 +9,20 @@ thoughts are vectorised JAX, so that training draws its batches on the device; t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from ._pathfind_questions import problem_key, sample_questions
 from ._pathfind_tokens import BOS, DEPTHS, DONE, EOS, FAIL, HOPS_BASE, PAD, VOCABULARY
 from ._protocol import Grade, Problem
 
 
-@partial(jax.jit, static_argnames=("split", "num_problems"))
-def _problem_prompts(split: str, num_problems: int) -> Array:
-    depth = jnp.asarray(DEPTHS)[jnp.arange(num_problems) % len(DEPTHS)]
-
-    def prompt(index: Array, depth: Array) -> Array:
-        return sample_questions(problem_key(split, index), depth[None]).prompt_ids[0]
-
-    return jax.vmap(prompt)(jnp.arange(num_problems), depth)
+@jax.jit  # a problem at a time: one compilation, however many problems are asked for
+def _prompt(key: PRNGKeyArray, depth: Int[Array, ""]) -> Int[Array, " prompt_len"]:
+    return sample_questions(key, depth[None]).prompt_ids[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +53,11 @@ class Pathfind:
         """
         if num_problems < 1:
             raise ValueError(f"num_problems must be at least 1; got {num_problems}")
-        problem_key(split, 0)
-        prompts = np.asarray(_problem_prompts(split, num_problems))
+        depths = [DEPTHS[index % len(DEPTHS)] for index in range(num_problems)]
+        prompts = [_prompt(problem_key(split, index), jnp.asarray(depth)) for index, depth in enumerate(depths)]
         return [
-            Problem(id=f"{split}-{index}", difficulty=DEPTHS[index % len(DEPTHS)], prompt_ids=tuple(prompt.tolist()))
-            for index, prompt in enumerate(prompts)
+            Problem(id=f"{split}-{index}", difficulty=depth, prompt_ids=tuple(prompt.tolist()))
+            for index, (depth, prompt) in enumerate(zip(depths, jax.device_get(prompts), strict=True))
         ]
 
     def grade(self, problem: Problem, output_ids: Sequence[int]) -> Grade:
@@ -88,4 +82,4 @@ def _is_path(walk: Sequence[int], prompt_ids: Sequence[int]) -> bool:
     edges = set(zip(edge_tokens[0::3], edge_tokens[1::3], strict=True))
     if len(walk) != hops - HOPS_BASE + 1 or walk[0] != source or walk[-1] != target:
         return False
-    return all(hop in edges for hop in zip(walk[:-1], walk[1:], strict=True))
+    return all(hop in edges for hop in pairwise(walk))

@@ -76,7 +76,7 @@ def _sample_successors(key: PRNGKeyArray) -> Int[Array, "nodes 2"]:
     nodes = jnp.arange(NUM_NODES)
     first = jax.random.randint(first_key, (NUM_NODES,), 1, NUM_NODES)
     second = jax.random.randint(second_key, (NUM_NODES,), 1, NUM_NODES - 1)
-    second = second + (second >= first)  # distinct offsets give distinct successors, none of them the node itself
+    second = jnp.where(second >= first, second + 1, second)  # distinct offsets give distinct successors, none of them the node itself
     return (nodes[:, None] + jnp.stack([first, second], axis=1)) % NUM_NODES
 
 
@@ -95,9 +95,7 @@ def _choose(key: PRNGKeyArray, allowed: Bool[Array, " nodes"]) -> Array:
 def _render_prompt(key: PRNGKeyArray, successors: Array, source: Array, target: Array, depth: Array) -> Array:
     num_edges = NUM_NODES * OUT_DEGREE
     tails = jnp.repeat(jnp.arange(NUM_NODES), OUT_DEGREE)
-    triples = jnp.stack(
-        [tails + NODE_BASE, successors.reshape(-1) + NODE_BASE, jnp.full(num_edges, SEMICOLON)], axis=1
-    )
+    triples = jnp.stack([tails + NODE_BASE, successors.reshape(-1) + NODE_BASE, jnp.full(num_edges, SEMICOLON)], axis=1)
     edges = triples[jax.random.permutation(key, num_edges)].reshape(-1)
     question = jnp.stack(
         [jnp.asarray(QUERY), source + NODE_BASE, target + NODE_BASE, HOPS_BASE + depth, jnp.asarray(COLON)]

@@ -37,23 +37,37 @@ class Grade:
 
 @runtime_checkable
 class Task(Protocol):
-    """Offer problems and judge answers.
+    """Offer problems and judge answers."""
 
-    Attributes:
-        name: The name used in tables and traces.
-        vocabulary: The text of each token id.
-        pad_id: The token that fills a batch; also stands for unknown words.
-        bos_id: The token that begins a prompt.
-        eos_id: The token that ends an answer.
-        max_gen_len: Full length limit on the thought [tokens].
-    """
+    @property
+    def name(self) -> str:
+        """The name used in tables and traces."""
+        ...
 
-    name: str
-    vocabulary: tuple[str, ...]
-    pad_id: int
-    bos_id: int
-    eos_id: int
-    max_gen_len: int
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The text of each token id."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills a batch; also stands for unknown words."""
+        ...
+
+    @property
+    def bos_id(self) -> int:
+        """The token that begins a prompt."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer."""
+        ...
+
+    @property
+    def max_gen_len(self) -> int:
+        """Full length limit on the thought [tokens]."""
+        ...
 
     def problems(self, num_problems: int, *, split: str = "held_out") -> list[Problem]:
         """Return the first `num_problems` problems of a split, always the same ones."""

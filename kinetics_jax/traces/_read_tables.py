@@ -95,6 +95,8 @@ def _build(rows: dict[str, np.ndarray], names: dict[str, np.ndarray], files: Seq
         gen_len=gen_len,
         solved_len=solved_len,
         mask=mask,
+        weights_hash=str(names["weights_hash"][rows["weights_hash"][0]]),
+        sampling=str(names["sampling"][rows["sampling"][0]]),
     )
 
 

@@ -23,6 +23,8 @@ class TraceTable:
         solved_len: Tokens after which the final, right answer stands; `np.inf` where the trial is wrong, ungradable
             or missing. A trial is right within n tokens if solved_len <= n.
         mask: Whether the trial exists. An ungradable trial exists, and counts as not solved.
+        weights_hash: Hash of the weights that spoke; empty where no recording stands behind the table.
+        sampling: Text form of the sampling spec; empty likewise.
 
     Raises:
         ValueError: If the shapes disagree or a `solved_len` is NaN or negative.
@@ -38,6 +40,8 @@ class TraceTable:
     gen_len: Int[np.ndarray, "Q R"]
     solved_len: Float[np.ndarray, "Q R"]
     mask: Bool[np.ndarray, "Q R"]
+    weights_hash: str = ""
+    sampling: str = ""
 
     def __post_init__(self) -> None:
         shape = len(self.problems), self.mask.shape[-1] if self.mask.ndim else 0

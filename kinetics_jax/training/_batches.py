@@ -21,7 +21,9 @@ class TrainingBatch(NamedTuple):
     loss_mask: Bool[Array, "B T_thought"]
 
 
-def training_batch(step: int | Array, *, batch_size: int, depth_weights: tuple[float, ...], max_gen_len: int):
+def training_batch(
+    step: int | Int[Array, ""], *, batch_size: int, depth_weights: tuple[float, ...], max_gen_len: int
+) -> TrainingBatch:
     """Return batch `step` of the training split; jit-safe, the same for the same step.
 
     Args:
@@ -31,7 +33,7 @@ def training_batch(step: int | Array, *, batch_size: int, depth_weights: tuple[f
         max_gen_len: Thought tokens kept per sequence, <eos> included.
 
     Returns:
-        A `TrainingBatch` with T = prompt_len + max_gen_len.
+        The batch, with T = prompt_len + max_gen_len and T_thought = max_gen_len.
     """
     depth_key, question_key, thought_key = jax.random.split(problem_key("train", step), 3)
     log_weights = jnp.log(jnp.asarray(depth_weights))

@@ -5,8 +5,9 @@ A scan over many steps in one call was measured five times slower per step on an
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,21 @@ from kinetics_jax.specs import ModelSpec
 from kinetics_jax.tasks import Pathfind
 
 from ._batches import TrainingBatch, training_batch
+from ._checkpoint import Checkpoints
 from ._recipe import Recipe
 
-STEPS_PER_RECORD = 100
+_STEPS_PER_RECORD = 100
+
+_State = tuple[Any, optax.OptState]
+"""Weights and optimiser state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Tell runs apart: what a checkpoint must have been saved with to go on from."""
+
+    spec: ModelSpec
+    recipe: Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +48,27 @@ class TrainingReport:
         device: The accelerator it ran on.
     """
 
-    steps: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    device: str = ""
+    steps: list[int]
+    losses: list[float]
+    seconds: float
+    device: str
 
 
 def thought_loss(model: Decoder, batch: TrainingBatch) -> Float[Array, ""]:
-    """Return the mean cross-entropy over the thought tokens [nats per token]; prompts carry no loss."""
+    """Return the mean cross-entropy over the thought tokens; prompts and padding carry no loss.
+
+    Args:
+        model: The model to judge.
+        batch: Prompts with reference thoughts.
+
+    Returns:
+        The loss [nats per token].
+    """
     thought_len = batch.loss_mask.shape[1]
     hidden, _, _ = model.prefill(batch.token_ids[:, :-1])
     logits = model.next_logits(hidden[:, -thought_len:])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.token_ids[:, -thought_len:])
-    return jnp.sum(losses * batch.loss_mask) / jnp.sum(batch.loss_mask)
+    return jnp.where(batch.loss_mask, losses, 0).sum() / batch.loss_mask.sum(dtype=losses.dtype)
 
 
 def train(
@@ -56,6 +77,7 @@ def train(
     *,
     task: Pathfind,
     on_progress: Callable[[int, float], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Decoder, TrainingReport]:
     """Train a model from scratch on a task's reference thoughts.
 
@@ -67,19 +89,57 @@ def train(
         recipe: Every setting of the run.
         task: Where the data come from.
         on_progress: Called with (steps done, mean loss since the last call) about every hundred steps.
+        checkpoints: Where to save the state now and then, and to go on from if something is there; None saves nothing.
 
     Returns:
         The trained model in float32, and the report. Ctrl-C propagates: nothing is returned.
+
+    Raises:
+        ValueError: If the checkpoints are of another model or recipe.
+
+    References:
+        Decoupled weight decay (arXiv 1711.05101).
     """
     started = time.perf_counter()
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    model = Decoder(spec, dtype=dtype, rngs=nnx.Rngs(recipe.seed))
-    graph, weights = nnx.split(model)
-    optimizer = make_optimizer(recipe)
+    graph, weights = nnx.split(Decoder(spec, dtype=dtype, rngs=nnx.Rngs(recipe.seed)))
+    optimizer = _make_optimizer(recipe)
     state = (weights, optimizer.init(weights))
+    run_step = _compiled_step(graph, optimizer, recipe, task)
+
+    run = _Run(spec=spec, recipe=recipe)
+    saved = None if checkpoints is None else checkpoints.restore(run, state)
+    state, record = saved or (state, {"steps": [], "losses": [], "seconds": 0.0})
+    started -= record["seconds"]
+    recent = []
+    for step in range(max(record["steps"], default=0), recipe.num_steps):
+        state, loss = run_step(state, jnp.asarray(step))
+        recent.append(loss)
+        if len(recent) < _STEPS_PER_RECORD and step + 1 < recipe.num_steps:
+            continue
+        record["steps"].append(step + 1)
+        record["losses"].append(float(jnp.stack(recent).mean()))
+        record["seconds"] = time.perf_counter() - started
+        recent.clear()
+        if checkpoints is not None:
+            checkpoints.save(run, state, record)
+        if on_progress is not None:
+            on_progress(step + 1, record["losses"][-1])
+    trained = Decoder(spec, rngs=nnx.Rngs(recipe.seed))
+    nnx.update(trained, state[0])
+    return trained, TrainingReport(**record, device=jax.devices()[0].device_kind)
+
+
+def _compiled_step(
+    graph: nnx.GraphDef[Decoder], optimizer: optax.GradientTransformation, recipe: Recipe, task: Pathfind
+) -> Callable[[_State, Array], tuple[_State, Array]]:
+    """Return the jitted step: (weights and optimiser state, step number) to the next state and the loss.
+
+    The step number is all that comes from the host; the batch is drawn from it on the device.
+    """
 
     @partial(jax.jit, donate_argnums=0)
-    def run_step(state, step: Array):
+    def run_step(state: _State, step: Array) -> tuple[_State, Array]:
         weights, optimizer_state = state
         batch = training_batch(
             step,
@@ -91,27 +151,10 @@ def train(
         updates, optimizer_state = optimizer.update(gradient, optimizer_state, weights)
         return (optax.apply_updates(weights, updates), optimizer_state), loss
 
-    report = TrainingReport(device=jax.devices()[0].device_kind)
-    recent = []
-    for step in range(recipe.num_steps):
-        state, loss = run_step(state, jnp.asarray(step))
-        recent.append(loss)
-        if len(recent) < STEPS_PER_RECORD and step + 1 < recipe.num_steps:
-            continue
-        report.steps.append(step + 1)
-        report.losses.append(float(jnp.stack(recent).mean()))
-        recent.clear()
-        if on_progress is not None:
-            on_progress(report.steps[-1], report.losses[-1])
-    trained = Decoder(spec, rngs=nnx.Rngs(recipe.seed))
-    nnx.update(trained, state[0])
-    seconds = time.perf_counter() - started
-    return trained, TrainingReport(
-        steps=report.steps, losses=report.losses, seconds=seconds, device=report.device
-    )
+    return run_step
 
 
-def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def _make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """Return clipped AdamW on the recipe's schedule; norms are not decayed."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,

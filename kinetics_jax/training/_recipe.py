@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from kinetics_jax.tasks import DEPTHS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -18,7 +20,8 @@ class Recipe:
         seed: Seed of the initial weights; data come from the task's training split whatever the seed.
 
     Raises:
-        ValueError: If a count is below one or the warm-up does not fit.
+        ValueError: If a count is below one, the warm-up does not fit, a rate is out of range, or the depth weights
+            are not one for each depth.
     """
 
     num_steps: int
@@ -37,4 +40,15 @@ class Recipe:
         if not 0 <= self.warmup_steps < self.num_steps:
             raise ValueError(
                 f"warmup_steps must lie in [0, num_steps); got {self.warmup_steps} of {self.num_steps} steps"
+            )
+        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.max_grad_norm > 0):
+            raise ValueError(
+                "learning_rate and max_grad_norm must be positive and weight_decay not negative; "
+                f"got {self.learning_rate}, {self.max_grad_norm} and {self.weight_decay}"
+            )
+        weights = self.depth_weights
+        if len(weights) != len(DEPTHS) or not (min(weights) >= 0 and sum(weights) > 0):
+            raise ValueError(
+                f"depth_weights must be {len(DEPTHS)} numbers, one for each depth of {DEPTHS}, none negative and "
+                f"not all zero; got {weights}"
             )

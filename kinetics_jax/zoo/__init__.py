@@ -1,5 +1,6 @@
 """The embedded models and the traces recorded from them: the laboratory's default, offline."""
 
+from ._models import FAMILY_NOTES as FAMILY_NOTES
 from ._models import MINI_MODELS as MINI_MODELS
 from ._models import ZooModel as ZooModel
 from ._models import load_zoo_model as load_zoo_model

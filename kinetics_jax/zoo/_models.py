@@ -12,6 +12,8 @@ from kinetics_jax.models import Decoder
 from kinetics_jax.specs import MODELS
 
 _FOLDER = Path(__file__).parent
+FAMILY_NOTES = _FOLDER / "NOTES.md"
+"""What was tried on the way to the family; part of every card."""
 MINI_MODELS = tuple(name for name in MODELS if name.startswith("Kinetics-Mini"))
 
 
@@ -34,10 +36,14 @@ def model_folder(name: str) -> Path:
     """Return the folder of an embedded model: config.json, model.safetensors, tokenizer.json and its card.
 
     Raises:
-        ValueError: If the zoo has no model of that name.
+        ValueError: If the zoo has no model of that name; the message lists the known ones.
+
+    Example:
+        >>> model_folder("Kinetics-Mini-7M").name
+        'Kinetics-Mini-7M'
     """
     if name not in MINI_MODELS:
-        raise ValueError(f"the zoo has no model {name!r}. Known: {', '.join(MINI_MODELS)}")
+        raise ValueError(f"the zoo has no model {name!r}, nor is there such a folder. Known: {', '.join(MINI_MODELS)}")
     return _FOLDER / name
 
 

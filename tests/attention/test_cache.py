@@ -7,7 +7,6 @@ import pytest
 
 from kinetics_jax.attention import PagedCache, advance, append, init_shared_cache, write_prompt
 from kinetics_jax.specs import ModelSpec
-from pallas_kernels import gather_pages
 
 MODEL = ModelSpec(
     name="test",
@@ -23,50 +22,49 @@ MODEL = ModelSpec(
 )
 
 
-def held(cache: PagedCache, layer: int) -> jax.Array:
-    """The keys of one layer in order of position, [B, K, S, H]."""
-    return gather_pages(cache.key_pages[layer], cache.page_table)
+def held(pool: jax.Array, cache: PagedCache) -> np.ndarray:
+    """The entries of a pool in order of position, [L, B, S, K, H]."""
+    pages = np.asarray(pool)[:, np.asarray(cache.page_table)].swapaxes(3, 4)
+    return pages.reshape(*pages.shape[:2], -1, *pages.shape[4:])
 
 
-def append_all_layers(cache: PagedCache, keys: jax.Array, values: jax.Array) -> PagedCache:
+@jax.jit
+def append_token(cache: PagedCache, keys: jax.Array, values: jax.Array) -> PagedCache:
     for layer in range(2):
         cache = append(cache, layer, keys[layer], values[layer])
     return advance(cache)
 
 
-def fill(prompt_len: int, gen_len: int, *, page_len: int = 4, num_trials: int = 3, dtype: str = "float32"):
+def fill(prompt_len: int, gen_len: int, *, page_len: int = 4, num_trials: int = 3) -> tuple[PagedCache, np.ndarray]:
     """Write a prompt and append tokens; return the cache and the keys [L, B, T, K, H] it should hold."""
     rng = np.random.default_rng(prompt_len)
-    cache = init_shared_cache(
-        MODEL, num_trials=num_trials, max_prompt_len=9, max_gen_len=7, page_len=page_len, dtype=dtype
-    )
-    prompt = jnp.asarray(rng.normal(size=(2, 9, 2, 4)), dtype)
-    tokens = jnp.asarray(rng.normal(size=(gen_len, 2, num_trials, 2, 4)), dtype)
-    poisoned = jnp.where((jnp.arange(9) < prompt_len)[None, :, None, None], prompt, jnp.nan)
+    cache = init_shared_cache(MODEL, num_trials=num_trials, max_prompt_len=9, max_gen_len=7, page_len=page_len)
+    prompt = rng.normal(size=(2, 9, 2, 4)).astype("float32")
+    tokens = rng.normal(size=(gen_len, 2, num_trials, 2, 4)).astype("float32")
+    poisoned = jnp.asarray(np.where((np.arange(9) < prompt_len)[:, None, None], prompt, np.nan))
     cache = jax.jit(write_prompt)(cache, poisoned, poisoned, prompt_len)
-    step = jax.jit(append_all_layers)
     for token in tokens:
-        cache = step(cache, token, -token)
-    shared = jnp.broadcast_to(prompt[:, None, :prompt_len], (2, num_trials, prompt_len, 2, 4))
-    return cache, jnp.concatenate([shared, jnp.moveaxis(tokens, 0, 2)], axis=2)
+        cache = append_token(cache, jnp.asarray(token), jnp.asarray(-token))
+    shared = np.broadcast_to(prompt[:, None, :prompt_len], (2, num_trials, prompt_len, 2, 4))
+    return cache, np.concatenate([shared, np.moveaxis(tokens, 0, 2)], axis=2)
 
 
 @pytest.mark.parametrize(
     ("prompt_len", "gen_len", "page_len", "num_trials"),
-    [(1, 7, 4, 3), (4, 7, 4, 3), (7, 2, 4, 3), (8, 6, 4, 3), (9, 7, 4, 3), (9, 7, 3, 1), (5, 7, 1, 2), (2, 3, 16, 2)],
+    # Page edges at one static shape, then a page of one token and a page longer than everything.
+    [(1, 7, 4, 3), (4, 7, 4, 3), (7, 2, 4, 3), (8, 6, 4, 3), (9, 7, 4, 3), (5, 7, 1, 1), (2, 3, 16, 1)],
 )
 def test_cache_holds_prompt_then_tokens(prompt_len, gen_len, page_len, num_trials):
     cache, wanted = fill(prompt_len, gen_len, page_len=page_len, num_trials=num_trials)
     total = prompt_len + gen_len
     assert cache.lengths.tolist() == [total] * num_trials
-    for layer in range(2):
-        np.testing.assert_array_equal(held(cache, layer)[:, :, :total], wanted[layer].swapaxes(1, 2))
-        # Means: every page that holds a token, exact to rounding.
-        for m in range(-(-total // page_len)):
-            means = wanted[layer][:, m * page_len : (m + 1) * page_len].mean(axis=1)
-            np.testing.assert_allclose(cache.key_means[layer][cache.page_table[:, m]], means, atol=3e-7)
-    gen_values = gather_pages(cache.value_pages[0], cache.page_table)[:, :, prompt_len:total]
-    np.testing.assert_array_equal(gen_values, -wanted[0].swapaxes(1, 2)[:, :, prompt_len:])
+    np.testing.assert_array_equal(held(cache.key_pages, cache)[:, :, :total], wanted)
+    np.testing.assert_array_equal(held(cache.value_pages, cache)[:, :, prompt_len:total], -wanted[:, :, prompt_len:])
+    # Means: every page that holds a token, exact to rounding.
+    key_means, table = np.asarray(cache.key_means), np.asarray(cache.page_table)
+    for m in range(-(-total // page_len)):
+        means = wanted[:, :, m * page_len : (m + 1) * page_len].mean(axis=2)
+        np.testing.assert_allclose(key_means[:, table[:, m]], means, atol=3e-7)
 
 
 def test_full_prompt_pages_are_stored_once():
@@ -79,16 +77,15 @@ def test_full_prompt_pages_are_stored_once():
 
 def test_page_means_do_not_depend_on_the_route():
     """A page written by the prompt and the same page built by appends agree bit for bit."""
-    written, keys = fill(9, 0, num_trials=1, dtype="bfloat16")
-    cache = init_shared_cache(MODEL, num_trials=1, max_prompt_len=9, max_gen_len=9, page_len=4, dtype="bfloat16")
-    cache = write_prompt(cache, keys[:, 0, :1], keys[:, 0, :1], 1)
-    step = jax.jit(append_all_layers)
+    keys = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 1, 2, 4)), "bfloat16")
+    empty = init_shared_cache(MODEL, num_trials=1, max_prompt_len=9, max_gen_len=9, page_len=4, dtype="bfloat16")
+    write = jax.jit(write_prompt)
+    written = write(empty, keys[:, :, 0], keys[:, :, 0], 9)
+    built = write(empty, keys[:, :, 0], keys[:, :, 0], 1)
     for t in range(1, 9):
-        cache = step(cache, keys[:, :, t], keys[:, :, t])
-    for m in range(3):
-        np.testing.assert_array_equal(
-            cache.key_means[:, cache.page_table[0, m]], written.key_means[:, written.page_table[0, m]]
-        )
+        built = append_token(built, keys[:, t], keys[:, t])
+    means = [np.asarray(cache.key_means)[:, np.asarray(cache.page_table)[0, :3]] for cache in (written, built)]
+    np.testing.assert_array_equal(means[0], means[1])
 
 
 def test_prompt_length_is_traced_and_compiles_once():
@@ -110,9 +107,8 @@ def test_a_full_sequence_overwrites_nothing():
     cache, wanted = fill(9, 7)
     token = jnp.full((3, 2, 4), 99.0)
     for _ in range(9):  # far beyond every page
-        cache = advance(append(cache, 0, token, token))
-    np.testing.assert_array_equal(held(cache, 0)[:, :, :16], wanted[0].swapaxes(1, 2))
-    np.testing.assert_array_equal(held(cache, 1)[:, :, :16], wanted[1].swapaxes(1, 2))
+        cache = append_token(cache, jnp.stack([token, token]), jnp.stack([token, token]))
+    np.testing.assert_array_equal(held(cache.key_pages, cache)[:, :, :16], wanted)
 
 
 def test_only_active_sequences_advance():
@@ -123,7 +119,7 @@ def test_only_active_sequences_advance():
 def test_layer_may_be_traced():
     cache, _ = fill(5, 0)
     token = jnp.ones((3, 2, 4))
-    by_int = append(append(cache, 0, token, token), 1, token, token)
+    by_int = jax.jit(lambda cache: append(append(cache, 0, token, token), 1, token, token))(cache)
     by_scan, _ = jax.lax.scan(lambda cache, layer: (append(cache, layer, token, token), None), cache, jnp.arange(2))
     jax.tree.map(np.testing.assert_array_equal, by_scan, by_int)
 

@@ -191,7 +191,7 @@ def test_expected_cost_is_the_masked_mean(spec: AttentionSpec) -> None:
         ]
         for term in TERMS:
             wanted = np.mean([getattr(bill, term) for bill in bills])
-            np.testing.assert_allclose(getattr(cost, term)[row], wanted, rtol=1e-6, err_msg=term)
+            np.testing.assert_allclose(getattr(cost, term)[row], wanted, rtol=1e-12, err_msg=term)
 
 
 def test_expected_cost_without_samples_is_nan() -> None:

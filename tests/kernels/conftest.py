@@ -63,6 +63,11 @@ def _make_case(
 
 
 @pytest.fixture
+def rng(key: jax.Array) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+@pytest.fixture
 def make_case() -> Callable[..., Case]:
     return _make_case
 

@@ -35,8 +35,10 @@ def as_lists(selected: jax.Array, max_pages: int) -> list[list[list[int]]]:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("num_kv_heads", "group", "head_dim"), [(2, 3, 8), (1, 5, 32), (3, 1, 7)])
+@pytest.mark.parametrize(
+    ("dtype", "num_kv_heads", "group", "head_dim"),
+    [("float32", 2, 3, 8), ("float32", 3, 1, 7), ("bfloat16", 1, 5, 32)],
+)
 def test_dense_equals_the_oracle(make_case, assert_close, implementation, dtype, num_kv_heads, group, head_dim):
     case = make_case(LENGTHS, num_kv_heads=num_kv_heads, group=group, head_dim=head_dim, dtype=dtype)
     out = paged_decode(*case.dense, implementation=implementation)
@@ -56,7 +58,7 @@ def test_block_topk_equals_the_oracle(make_case, assert_close, implementation, d
     assert_close(out, wanted)
 
 
-@pytest.mark.parametrize("window_len", [1, 3, 4, 5, 9, 24, 99])
+@pytest.mark.parametrize("window_len", [1, 4, 5, 9, 99])
 def test_window_equals_the_oracle(make_case, assert_close, window_len):
     case = make_case(LENGTHS, seed=2)
     out = paged_decode(*case.dense, window_len=window_len)
@@ -66,8 +68,8 @@ def test_window_equals_the_oracle(make_case, assert_close, window_len):
 @settings(max_examples=25)
 @given(
     lengths=st.tuples(*[st.integers(0, 30)] * 3),  # one batch size: every example runs the compiled operations
-    num_blocks=st.sampled_from([1, 3, 5, 6]),
-    sinks=st.integers(0, 2),
+    num_blocks=st.sampled_from([1, 3, 5]),
+    sinks=st.integers(0, 1),
     seed=st.integers(0, 99),
 )
 def test_block_topk_equals_the_oracle_anywhere(lengths, num_blocks, sinks, seed):

@@ -1,7 +1,7 @@
 """Algorithms 1 and 2: equal to brute force, honest where the naive estimate is not, compiled once."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def tradeoff_of(cost: np.ndarray, num_correct: np.ndarray, num_trials: np.ndarra
         num_correct=jnp.asarray(num_correct, jnp.float32),
         num_trials=jnp.asarray(num_trials, jnp.float32),
         k=jnp.asarray(k, jnp.float32),
-        difficulty=jnp.arange(num_problems, dtype=jnp.int32) % 3,
+        difficulty=jnp.asarray(np.arange(num_problems) % 3, jnp.int32),
         candidates=tuple(
             Candidate(model=f"m{c % 2}", attention=f"topk:{c + 1}", gen_len=8, num_trials=int(k[c]))
             for c in range(num_candidates)
@@ -30,10 +30,11 @@ def tradeoff_of(cost: np.ndarray, num_correct: np.ndarray, num_trials: np.ndarra
     )
 
 
-def brute_force(tradeoff: Tradeoff, budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (cross-fitted, naive) accuracy with one loop a definition."""
+def brute_force(tradeoff: Tradeoff, budgets: np.ndarray, price_over: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (cross-fitted accuracy, naive accuracy, held-out spending) with one loop a definition."""
     cost, correct, trials = (np.asarray(a) for a in (tradeoff.cost, tradeoff.num_correct, tradeoff.num_trials))
     num_folds, num_problems, num_candidates = cost.shape
+    level = tradeoff.difficulty.tolist() if price_over == "difficulty" else list(range(num_problems))
 
     def value(folds: list[int], q: int, c: int) -> float:
         n, right, k = int(trials[folds, q, c].sum()), int(correct[folds, q, c].sum()), tradeoff.candidates[c].num_trials
@@ -42,7 +43,8 @@ def brute_force(tradeoff: Tradeoff, budgets: np.ndarray) -> tuple[np.ndarray, np
     def choose(folds: list[int], q: int, budget: float) -> int | None:
         best, best_key = None, None
         for c in range(num_candidates):
-            price = (cost[folds, q, c] * trials[folds, q, c]).sum() / trials[folds, q, c].sum()
+            alike = np.ix_(folds, [other for other in range(num_problems) if level[other] == level[q]], [c])
+            price = (cost[alike] * trials[alike]).sum() / trials[alike].sum()
             if price <= budget:
                 pooled = np.mean([value(folds, other, c) for other in range(num_problems)])
                 key = (round(value(folds, q, c), 9), round(float(pooled), 9), -price, -c)
@@ -51,7 +53,7 @@ def brute_force(tradeoff: Tradeoff, budgets: np.ndarray) -> tuple[np.ndarray, np
         return best
 
     everything = list(range(num_folds))
-    fair, naive = np.zeros(len(budgets)), np.zeros(len(budgets))
+    fair, naive, spent = np.zeros((3, len(budgets)))
     for x, budget in enumerate(budgets):
         for q in range(num_problems):
             c = choose(everything, q, budget)
@@ -59,25 +61,35 @@ def brute_force(tradeoff: Tradeoff, budgets: np.ndarray) -> tuple[np.ndarray, np
             for fold in everything:
                 c = choose([f for f in everything if f != fold], q, budget)
                 fair[x] += 0 if c is None else value([fold], q, c) / num_problems / num_folds
-    return fair, naive
+                spent[x] += 0 if c is None else cost[fold, q, c] / num_problems / num_folds
+    return fair, naive, spent
 
 
 @settings(max_examples=12)
-@given(seed=st.integers(0, 10_000), num_folds=st.integers(2, 3), num_candidates=st.integers(1, 5))
-def test_equals_brute_force(seed: int, num_folds: int, num_candidates: int):
+@given(
+    seed=st.integers(0, 10_000),
+    num_folds=st.integers(2, 3),
+    num_candidates=st.integers(1, 5),
+    price_over=st.sampled_from(["difficulty", "problem"]),
+)
+def test_equals_brute_force(
+    seed: int, num_folds: int, num_candidates: int, price_over: Literal["difficulty", "problem"]
+):
     rng = np.random.default_rng(seed)
-    shape = (num_folds, 3, num_candidates)
-    cost = rng.integers(1, 6, size=shape[1:])[None].repeat(num_folds, 0).astype(float)  # ties in cost are common
+    shape = (num_folds, 5, num_candidates)  # difficulties 0 and 1 twice, 2 once
+    cost = rng.integers(1, 6, size=shape).astype(float)  # ties in cost are common
     trials = np.full(shape, 4.0)
     tradeoff = tradeoff_of(cost, rng.integers(0, 5, size=shape), trials, rng.integers(1, 4, size=num_candidates))
-    budgets = np.array([0.5, 1.0, 2.5, 4.0, 9.0])
-    allocation = allocate(tradeoff, jnp.asarray(budgets, jnp.float32))
-    fair, naive = brute_force(tradeoff, budgets)
+    budgets = np.array([0.5, 1.0, 2.51, 4.1, 9.0])
+    allocation = allocate(tradeoff, jnp.asarray(budgets, jnp.float32), price_over=price_over)
+    fair, naive, spent = brute_force(tradeoff, budgets, price_over)
     np.testing.assert_allclose(allocation.accuracy, fair, atol=1e-5)
     np.testing.assert_allclose(allocation.naive_accuracy, naive, atol=1e-5)
-    np.testing.assert_allclose(allocation.bias, naive - fair, atol=1e-5)
+    np.testing.assert_allclose(allocation.spent, spent, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(allocation.bias), naive - fair, atol=1e-5)
     np.testing.assert_allclose(np.asarray(allocation.solved).mean(1), allocation.accuracy, atol=1e-6)
-    assert np.all(np.diff(np.asarray(allocation.naive_accuracy)) >= -1e-6)
+    np.testing.assert_allclose(np.asarray(allocation.paid).mean(1), allocation.spent, rtol=1e-6)
+    assert np.diff(np.asarray(allocation.naive_accuracy, np.float64)).min() >= -1e-6
 
 
 def test_by_hand():

@@ -1,5 +1,7 @@
 """The staircase, the bands on it, the price of the wrong law, gaps and power laws."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ def curve(accuracy: list[float], *, price: str = "eflops", budgets: tuple[float,
         naive_accuracy=values,
         spent=jnp.asarray(budgets, jnp.float32),
         solved=jnp.stack([values, values], axis=1),
+        paid=jnp.stack([jnp.asarray(budgets, jnp.float32)] * 2, axis=1),
         choice=jnp.zeros((len(accuracy), 2), jnp.int32),
         fold_choice=jnp.zeros((2, len(accuracy), 2), jnp.int32),
         candidates=(Candidate(model="m", attention="dense", gen_len=8, num_trials=1),),
@@ -90,8 +93,8 @@ def test_bands_start_where_something_is_solved():
 
 def test_margin_keeps_a_leader_through_noise():
     frontiers = {"small": curve([0.1, 0.2, 0.3, 0.3]), "large": curve([0.0, 0.205, 0.295, 0.9])}
-    assert [band.model for band in model_bands(frontiers)] == ["small", "large", "small", "large"]
-    assert [band.model for band in model_bands(frontiers, margin=0.01)] == ["small", "large"]
+    assert [band.model for band in model_bands(frontiers, margin=0.0)] == ["small", "large", "small", "large"]
+    assert [band.model for band in model_bands(frontiers)] == ["small", "large"]
 
 
 def test_wrong_law_by_hand():
@@ -110,14 +113,38 @@ def test_wrong_law_by_hand():
 
 def test_gap_by_hand():
     gap = widest_gap(curve([0.0, 0.1, 0.2, 0.6]), curve([0.2, 0.6, 0.6, 0.6]))
-    assert (gap.gain_budget, gap.cost_ratio, gap.base_cost, gap.other_cost) == (2, 4, 4, 1)
+    assert (gap.gain_spent, gap.cost_ratio, gap.base_cost, gap.other_cost) == (2, 4, 4, 1)
     np.testing.assert_allclose(
         [gap.gain, gap.gain_low, gap.gain_high, gap.ratio_accuracy], [0.5, 0.5, 0.5, 0.2], rtol=1e-6
     )
     nothing = widest_gap(curve([0.0, 0.0, 0.0, 0.05]), curve([0.0, 0.0, 0.0, 0.0]))
     assert np.isnan(nothing.cost_ratio)
-    with pytest.raises(ValueError, match="one grid"):
+    with pytest.raises(ValueError, match="in one price"):
         widest_gap(curve([0.1] * 4), curve([0.1] * 4, price="flops"))
+
+
+def test_gap_is_read_at_equal_spending_not_at_equal_cap():
+    """The other curve is ahead at every cap only because it spends more there: the two are one line of spending."""
+    base = curve([0.1, 0.2, 0.4, 0.8])
+    dearer = replace(curve([0.2, 0.4, 0.8, 0.8]), spent=2 * base.spent, paid=2 * base.paid)
+    gap = widest_gap(base, dearer)
+    np.testing.assert_allclose([gap.gain, gap.gain_low, gap.gain_high], 0, atol=1e-6)
+    assert gap.cost_ratio == 1
+    np.testing.assert_allclose(base.accuracy_at(np.array([0, 0.5, 3, 8, 99])), [0, 0.05, 0.3, 0.8, 0.8], rtol=1e-6)
+
+
+def test_gap_interval_covers_a_gain_in_price():
+    """Halved prices at equal accuracy: the gain at equal spending is the base's slope, the same in every resample."""
+    base = curve([0.1, 0.2, 0.4, 0.8])
+    cheap = replace(base, spent=base.spent / 2, paid=base.paid / 2)
+    gap = widest_gap(base, cheap)
+    assert (gap.gain_spent, gap.cost_ratio) == (4, 2)
+    np.testing.assert_allclose([gap.gain, gap.gain_low, gap.gain_high], 0.4, rtol=1e-6)
+
+
+def test_a_cap_that_spends_less_than_a_smaller_one_is_left_out():
+    noisy = replace(curve([0.1, 0.5, 0.3, 0.6]), spent=jnp.array([1.0, 3.0, 2.0, 4.0]))
+    np.testing.assert_allclose(noisy.accuracy_at(np.array([2.0, 3.5])), [0.3, 0.55], rtol=1e-6)
 
 
 def test_different_grids_are_refused():

@@ -1,0 +1,123 @@
+"""What a cap buys: the outcome of `allocate`, and how curves are compared: at equal spending, not at equal cap.
+
+A cap is met on the trials that choose; `spent` is what the held-out ones then cost. Of many candidates some looks
+affordable sooner than one does, so two curves at one cap may have paid differently. At equal spending they have not.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ._tradeoff import Candidate
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """Hold what a cap per request buys. X caps, Q problems, F folds. A JAX pytree.
+
+    Attributes:
+        budgets: Caps on the price of a request [FLOPs or eFLOPs, see `price`].
+        accuracy: Cross-fitted accuracy: chosen on the other folds, scored on the held-out one, averaged.
+        naive_accuracy: The paper's estimate: chosen and scored on the same trials; biased upwards.
+        spent: Mean held-out price of what was chosen [as `budgets`]; a cap is met on the choosing trials only.
+        solved: Cross-fitted accuracy by problem; its mean over problems is `accuracy`.
+        paid: Held-out price by problem; its mean over problems is `spent`.
+        choice: Candidate chosen on all trials (the one to deploy), -1 where none is affordable.
+        fold_choice: Candidate chosen without the fold, -1 where none is affordable.
+        candidates: What a choice stands for.
+        price: "eflops" or "flops".
+    """
+
+    budgets: Float[Array, " X"]
+    accuracy: Float[Array, " X"]
+    naive_accuracy: Float[Array, " X"]
+    spent: Float[Array, " X"]
+    solved: Float[Array, "X Q"]
+    paid: Float[Array, "X Q"]
+    choice: Int[Array, "X Q"]
+    fold_choice: Int[Array, "F X Q"]
+    candidates: tuple[Candidate, ...] = field(metadata={"static": True})
+    price: str = field(metadata={"static": True})
+
+    @property
+    def bias(self) -> Float[Array, " X"]:
+        """What the naive estimate adds to the cross-fitted one."""
+        return self.naive_accuracy - self.accuracy
+
+    def accuracy_at(self, spending: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
+        """Return the cross-fitted accuracy at given mean spendings, rather than at caps.
+
+        Between two caps the line is what a coin between them buys; nothing spent solves nothing; more than the
+        largest cap takes buys no more.
+
+        Args:
+            spending: Mean held-out prices of a request [as `spent`].
+
+        Returns:
+            Accuracy at each.
+        """
+        return interpolate(np.asarray(self.spent), np.asarray(self.accuracy), spending)
+
+    def mean_choice(self, what: str) -> np.ndarray:
+        """Return the mean of a number of the chosen candidates at each cap, NaN where none is affordable.
+
+        Args:
+            what: "gen_len" [tokens], "num_trials" or "budget_len" [tokens; dense choices do not count].
+
+        Returns:
+            Mean over folds and problems, [X].
+
+        Raises:
+            ValueError: If `what` is no number of a candidate.
+        """
+        if what not in ("gen_len", "num_trials", "budget_len"):
+            raise ValueError(f"candidates have no number {what!r}. Known: gen_len, num_trials, budget_len")
+        values = [getattr(candidate, what) for candidate in self.candidates]
+        number = np.array([np.nan if value is None else value for value in values] + [np.nan])
+        chosen = number[np.asarray(self.fold_choice)]  # -1 reads the NaN at the end
+        counts = np.isfinite(chosen).sum(axis=(0, 2))
+        return np.where(counts > 0, np.nansum(chosen, axis=(0, 2)) / np.maximum(counts, 1), np.nan)
+
+    def interval(
+        self, *, level: float = 0.9, num_resamples: int = 1000, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a bootstrap interval of `accuracy` over problems: percentiles of the mean over resampled problems.
+
+        Trial noise is inside the spread between problems, so resampling the problems covers both.
+
+        Args:
+            level: Share of resamples inside the interval.
+            num_resamples: Resamples.
+            seed: Seed of the resampling; equal seeds give paired intervals on equal problems.
+
+        Returns:
+            Lower and upper end, each [X].
+        """
+        return percentile_interval(np.asarray(self.solved), level=level, num_resamples=num_resamples, seed=seed)
+
+
+def interpolate(spent: np.ndarray, accuracy: np.ndarray, spending: np.ndarray) -> np.ndarray:
+    """Return accuracy [S] at `spending` [S] on the line through (0, 0) and the caps' points [X], by rising cap.
+
+    A cap that spends less than a smaller one does (noise) is left out.
+    """
+    rises = spent >= np.maximum.accumulate(spent)
+    return np.interp(spending, np.append(0.0, spent[rises]), np.append(0.0, accuracy[rises]))
+
+
+def resample_weights(num_problems: int, *, num_resamples: int, seed: int) -> np.ndarray:
+    """Return the weight of each problem in each bootstrap resample, [num_resamples, Q]; rows sum to one."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), size=num_resamples) / num_problems
+
+
+def percentile_interval(
+    values: np.ndarray, *, level: float, num_resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return percentiles of the mean of `values` [X, Q] over resampled problems."""
+    means = values @ resample_weights(values.shape[1], num_resamples=num_resamples, seed=seed).T
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return low, high
