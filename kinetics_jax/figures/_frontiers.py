@@ -84,7 +84,7 @@ def _draw(
             _shade_bands(axes, bands, styles)
         bias = max(float(np.max(frontier.bias)) for frontier in frontiers.values())
         top.set_title(
-            f"{title} priced in {PRICE_UNITS[price]}; shading: best model (changes for a lead of 1 point)\n"
+            f"{title} priced in {PRICE_UNITS[price]}; shading: best model by 1 point\n"
             f"cross-fitted, 90% interval; the naive estimate is up to {100 * bias:.1f} points higher",
             loc="left",
         )

@@ -47,7 +47,7 @@ def dense_vs_sparse(
     for title, curves in panels.items():
         if "dense" not in curves or arrows not in curves:
             raise ValueError(f"panel {title!r} needs the curves 'dense' and {arrows!r}; got {list(curves)}")
-    num_columns = min(_NUM_COLUMNS, len(panels))
+    num_columns = 2 if len(panels) == 4 else min(_NUM_COLUMNS, len(panels))
     num_rows = -(-len(panels) // num_columns)
     every_curve = [curve for curves in panels.values() for curve in curves.values()]
     with house_style():

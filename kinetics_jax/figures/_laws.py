@@ -42,7 +42,7 @@ def law_bands(
         top.set_yticks([1, 0], ["FLOPs law", "eFLOPs law"])
         top.set_ylim(-0.5, 1.5)
         top.grid(visible=False)
-        top.set_title("Model that reaches an accuracy at the lowest price (changes for a lead of 1 point)", loc="left")
+        top.set_title("Model that reaches an accuracy at the lowest price (by 1 point)", loc="left")
         handles = [Patch(color=styles[model][0], label=names[model]) for model in names]
         top.legend(handles=handles, title="model", loc="upper left", bbox_to_anchor=(1.0, 1.05))
         accuracy = np.array([row.accuracy for row in comparisons])

@@ -71,8 +71,9 @@ def _draw_panel(axes: Axes, points: list[MethodPoint]) -> None:
         # Percentile intervals of a skewed sample may leave the mean by a rounding error only.
         error = np.maximum([accuracy - [p.low for p in curve], [p.high for p in curve] - accuracy], 0)
         budgets = [float(point.budget_len or 0) for point in curve]
-        style = {"color": color, "marker": marker, "linestyle": line, "label": label}
-        axes.errorbar(budgets, accuracy, yerr=error, capsize=2, elinewidth=1, **style)
+        axes.errorbar(
+            budgets, accuracy, yerr=error, color=color, marker=marker, ls=line, label=label, capsize=2, lw=1.5
+        )
     # Powers of two: budgets between them would overlap.
     ticks = sorted({point.budget_len for point in points if point.budget_len and point.budget_len.bit_count() == 1})
     axes.set_xscale("log", base=2)

@@ -155,15 +155,9 @@ def set_spent_axis(axes: Axes, curves: Iterable[Allocation]) -> None:
 
 
 def on_axis(curve: Allocation, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return spendings, then columns [X], at the caps that spend more than smaller ones do.
-
-    A curve starts where half of the requests can be served: below, its line is the price of answering few of them.
-    """
-    spent = np.asarray(curve.spent, dtype=np.float64)
-    is_served = (np.asarray(curve.fold_choice) >= 0).mean((0, 2)) >= 0.5
-    rises = np.append(True, spent[1:] > np.maximum.accumulate(spent)[:-1])
-    kept = (is_served if is_served.any() else spent > 0) & rises
-    return spent[kept], *(np.asarray(column)[kept] for column in columns)
+    """Return spendings, then columns [X], at the caps that are worth comparing (`Allocation.is_serving`)."""
+    kept = curve.is_serving
+    return np.asarray(curve.spent, dtype=np.float64)[kept], *(np.asarray(column)[kept] for column in columns)
 
 
 def finite_or_blank(value: float) -> float | str:

@@ -47,6 +47,17 @@ class Allocation:
         """What the naive estimate adds to the cross-fitted one."""
         return self.naive_accuracy - self.accuracy
 
+    @property
+    def is_serving(self) -> np.ndarray:
+        """Whether a cap serves half of the requests or more, and spends more than every smaller one; [X].
+
+        Below, a curve is the price of answering few. Where no cap serves half, every one that spends counts.
+        """
+        spent = np.asarray(self.spent, dtype=np.float64)
+        serves = (np.asarray(self.fold_choice) >= 0).mean((0, 2)) >= 0.5
+        rises = np.append(True, spent[1:] > np.maximum.accumulate(spent)[:-1])
+        return (serves if serves.any() else spent > 0) & rises
+
     def accuracy_at(self, spending: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
         """Return the cross-fitted accuracy at given mean spendings, rather than at caps.
 

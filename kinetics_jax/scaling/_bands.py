@@ -32,7 +32,8 @@ class Band:
 def model_bands(frontiers: Mapping[str, Allocation], *, margin: float = 0.01) -> tuple[Band, ...]:
     """Return which model leads from which accuracy to which: runs of one model on the staircase of all curves.
 
-    The models are compared at equal held-out spending, on cross-fitted curves, yet the lead itself is read off the
+    The models are compared at equal held-out spending, on cross-fitted curves from where half of the requests are
+    served, yet the lead itself is read off the
     sample: a band a few points wide may be noise (`Allocation.interval` tells). A leader is replaced only by a model
     that is better by more than the margin; without one, equal models take turns.
 
@@ -51,7 +52,7 @@ def model_bands(frontiers: Mapping[str, Allocation], *, margin: float = 0.01) ->
     """
     models = list(frontiers)
     spending = _shared_spending(frontiers)
-    accuracy = np.stack([frontiers[model].accuracy_at(spending) for model in models])
+    accuracy = np.stack([_served_accuracy(frontiers[model], spending) for model in models])
     reached = 0.0
     steps: list[tuple[int, int, float, float]] = []  # leader, place, accuracy before, accuracy reached
     for place in range(spending.size):
@@ -110,8 +111,9 @@ def wrong_law_cost(
 ) -> tuple[LawComparison, ...]:
     """Return, for each accuracy, which model each law picks and what the FLOPs law's pick really costs.
 
-    Costs are held-out spendings. Only the model is picked by the wrong law: its length, trials and budget are then
-    spent as well as eFLOPs allow, so the ratio is what the wrong *model* costs.
+    Costs are held-out spendings at caps that serve half of the requests or more. Only the model is picked by the
+    wrong law: its length, trials and budget are then spent as well as eFLOPs allow, so the ratio is what the wrong
+    *model* costs.
 
     Args:
         flops_frontiers: One allocation a model, priced in FLOPs.
@@ -163,8 +165,16 @@ def _shared_spending(frontiers: Mapping[str, Allocation]) -> np.ndarray:
     return np.append(budgets[budgets < most], most)
 
 
+def _served_accuracy(frontier: Allocation, spending: np.ndarray) -> np.ndarray:
+    """Return the accuracy at each spending, 0 below what serving half of the requests takes."""
+    serving = np.asarray(frontier.spent)[frontier.is_serving]
+    least = serving.min() if serving.size else np.inf
+    return np.where(spending >= least, frontier.accuracy_at(spending), 0.0)
+
+
 def _reach(frontier: Allocation, targets: np.ndarray) -> np.ndarray:
-    return cost_to_reach(np.asarray(frontier.spent), np.asarray(frontier.accuracy), targets)
+    serving = frontier.is_serving
+    return cost_to_reach(np.asarray(frontier.spent)[serving], np.asarray(frontier.accuracy)[serving], targets)
 
 
 def _cheapest(costs: np.ndarray) -> int | None:

@@ -76,7 +76,8 @@ def _sample_successors(key: PRNGKeyArray) -> Int[Array, "nodes 2"]:
     nodes = jnp.arange(NUM_NODES)
     first = jax.random.randint(first_key, (NUM_NODES,), 1, NUM_NODES)
     second = jax.random.randint(second_key, (NUM_NODES,), 1, NUM_NODES - 1)
-    second = jnp.where(second >= first, second + 1, second)  # distinct offsets give distinct successors, none of them the node itself
+    # Distinct offsets give distinct successors, none of them the node itself.
+    second = jnp.where(second >= first, second + 1, second)
     return (nodes[:, None] + jnp.stack([first, second], axis=1)) % NUM_NODES
 
 

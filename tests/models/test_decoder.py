@@ -66,7 +66,7 @@ def prefilled(model: Decoder, *, page_len: int = 4, poison: bool = False) -> Pag
     if poison:
         cache = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan) if leaf.ndim > 2 else leaf, cache)
     _, keys, values = jax.jit(Decoder.prefill)(model, jnp.asarray(TOKEN_IDS[:1, :8]))
-    return write_prompt(cache, keys[:, 0], values[:, 0], PROMPT_LEN)
+    return jax.jit(write_prompt)(cache, keys[:, 0], values[:, 0], PROMPT_LEN)
 
 
 @pytest.fixture(scope="module")

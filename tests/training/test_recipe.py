@@ -31,4 +31,4 @@ def test_a_recipe_needs_its_steps_only():
 )
 def test_impossible_settings_are_named(changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        Recipe(**{"num_steps": 1000} | changes)
+        Recipe(**{"num_steps": 1000, **changes})
