@@ -5,7 +5,7 @@ Called by `kinetics demo`. Everything is computed from the tables it is given; n
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,11 @@ from kinetics_jax.scaling import (
     Gap,
     LawComparison,
     MethodPoint,
+    PairedGain,
     accuracy_by_budget,
     allocate,
     model_frontiers,
+    paired_gain,
     tradeoff_table,
     widest_gap,
     wrong_law_cost,
@@ -64,6 +66,7 @@ class Study:
         sparse: Allocations in eFLOPs by model and attention method, Long-CoT.
         gaps: Block top-k over dense, by model.
         methods: Accuracy of every model and attention spec at full length.
+        size_gains: What each model's dense accuracy gains over the next smaller one's, paired by problem.
     """
 
     frontiers: Mapping[StrategyName, Mapping[Price, Mapping[str, Allocation]]]
@@ -71,6 +74,7 @@ class Study:
     sparse: Mapping[str, Mapping[str, Allocation]]
     gaps: Mapping[str, Gap]
     methods: Sequence[MethodPoint]
+    size_gains: Mapping[str, PairedGain]
 
 
 def run_study(tables: Iterable[TraceTable], hardware: HardwareSpec) -> Study:
@@ -98,6 +102,7 @@ def run_study(tables: Iterable[TraceTable], hardware: HardwareSpec) -> Study:
         sparse=sparse,
         gaps={model: widest_gap(curves["dense"], curves["block_topk"]) for model, curves in sparse.items()},
         methods=accuracy_by_budget(tables),
+        size_gains={larger.model: paired_gain(smaller, larger) for smaller, larger in pairwise(dense)},
     )
 
 

@@ -150,7 +150,17 @@ def _report(
         "live": live,
         "example": example,
         "laws": {strategy: [asdict(band) for band in law_bands(rows)] for strategy, rows in study.comparisons.items()},
-        "dense_full_length": {point.model: point.accuracy for point in study.methods if point.method == "dense"},
+        "dense_full_length": [
+            {
+                "model": point.model,
+                "accuracy": point.accuracy,
+                "low": point.low,
+                "high": point.high,
+                "over_next_smaller": asdict(study.size_gains[point.model]) if point.model in study.size_gains else None,
+            }
+            for point in study.methods
+            if point.method == "dense"
+        ],
         "block_topk_over_dense": {model: _json_safe(asdict(gap)) for model, gap in study.gaps.items()},
         "agreement": _agreement(study),
         "figures": [picture.name for picture in pictures],
@@ -184,6 +194,7 @@ def _print_report(report: dict[str, Any]) -> None:
     screen.print(f"\n[bold]One thought[/bold] ({example['model']}, {example['attention']}): {example['question']}")
     screen.print(f"  {example['thought']}  -> {verdict}", markup=False, highlight=False)
     _print_live(report["live"])
+    _print_sizes(report["dense_full_length"])
     for strategy, title in STRATEGIES.items():
         _print_laws(title, report["laws"][strategy])
     _print_gaps(report["block_topk_over_dense"])
@@ -204,7 +215,7 @@ def _print_report(report: dict[str, Any]) -> None:
 def _print_live(rows: list[dict[str, Any]]) -> None:
     print_table(
         "Sampled live (recorded: earlier trials of the same problems)",
-        ("model", "attention", "trials", "accuracy", "recorded", "tokens", "tokens/s"),
+        ("model", "attention", "trials", "accuracy", "recorded", "tokens", "tok/s"),
         [
             (
                 _short(row["model"]),
@@ -218,6 +229,27 @@ def _print_live(rows: list[dict[str, Any]]) -> None:
             for row in rows
         ],
         num_labels=2,
+    )
+
+
+def _print_sizes(rows: list[dict[str, Any]]) -> None:
+    def gain(paired: dict[str, float] | None) -> str:
+        if paired is None:
+            return "-"
+        return f"{100 * paired['gain']:+.1f} ({100 * paired['low']:+.1f} to {100 * paired['high']:+.1f})"
+
+    print_table(
+        "Dense attention, full length: accuracy, 90% intervals over problems",
+        ("model", "accuracy", "interval", "points over the next smaller"),
+        [
+            (
+                _short(row["model"]),
+                f"{row['accuracy']:.3f}",
+                f"{row['low']:.3f} to {row['high']:.3f}",
+                gain(row["over_next_smaller"]),
+            )
+            for row in rows
+        ],
     )
 
 

@@ -12,7 +12,9 @@ from ._frontier import pareto_frontier as pareto_frontier
 from ._gaps import Gap as Gap
 from ._gaps import widest_gap as widest_gap
 from ._methods import MethodPoint as MethodPoint
+from ._methods import PairedGain as PairedGain
 from ._methods import accuracy_by_budget as accuracy_by_budget
+from ._methods import paired_gain as paired_gain
 from ._power_law import PowerLaw as PowerLaw
 from ._power_law import fit_power_law as fit_power_law
 from ._table import tradeoff_table as tradeoff_table

@@ -51,7 +51,7 @@ def accuracy_by_budget(tables: Iterable[TraceTable], *, seed: int = 0) -> tuple[
     """
     points = []
     for table in tables:
-        right_Q = (table.mask & np.isfinite(table.solved_len)).sum(1) / table.mask.sum(1)
+        right_Q = _right_share(table)
         low, high = percentile_interval(right_Q[None], level=0.9, num_resamples=1000, seed=seed)
         spec = parse_attention(table.attention)
         points.append(
@@ -67,3 +67,43 @@ def accuracy_by_budget(tables: Iterable[TraceTable], *, seed: int = 0) -> tuple[
             )
         )
     return tuple(points)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedGain:
+    """Hold the accuracy that one table gains over another on the same problems.
+
+    Attributes:
+        gain: Difference of Pass@1 at full length, mean over problems.
+        low: Lower end of the paired 90% bootstrap interval over problems.
+        high: Upper end.
+    """
+
+    gain: float
+    low: float
+    high: float
+
+
+def paired_gain(base: TraceTable, other: TraceTable, *, seed: int = 0) -> PairedGain:
+    """Return how much more accurate `other` is than `base` at full length, problem by problem.
+
+    Args:
+        base: The table to beat.
+        other: A table over the same problems.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: If the tables hold different problems.
+    """
+    if base.problems != other.problems:
+        raise ValueError(
+            f"a paired gain needs the same problems; got {base.num_problems} and {other.num_problems}, "
+            "or another order. Restrict both to the shared ones."
+        )
+    gain_Q = _right_share(other) - _right_share(base)
+    low, high = percentile_interval(gain_Q[None], level=0.9, num_resamples=1000, seed=seed)
+    return PairedGain(gain=float(gain_Q.mean()), low=float(low[0]), high=float(high[0]))
+
+
+def _right_share(table: TraceTable) -> np.ndarray:
+    return (table.mask & np.isfinite(table.solved_len)).sum(1) / table.mask.sum(1)

@@ -149,9 +149,9 @@ def test_changed_run_of_the_same_name_is_refused(collector: Collector, tmp_path:
     shard = tmp_path / "shard.jsonl"
     collector.collect(PROBLEMS[:1], STRATEGY, shard)
     before = shard.read_bytes()
-    hotter = replace(collector, sampling=SamplingSpec(temperature=9.0))
-    with pytest.raises(ValueError, match=r"changed: sampling .*temperature=3\.0.* became .*temperature=9\.0"):
-        hotter.collect(PROBLEMS, STRATEGY, shard)
+    retrained = replace(collector, weights_hash="another")
+    with pytest.raises(ValueError, match=r"changed: weights_hash .* became 'another'\. Give the new run another name"):
+        retrained.collect(PROBLEMS, STRATEGY, shard)
     assert shard.read_bytes() == before
 
 

@@ -135,15 +135,12 @@ def test_decode_step_compiles_once_for_all_lengths(tiny: Decoder):
     assert num_traces == 1
 
 
-def test_bfloat16_stays_close_and_gives_float32_logits(tiny: Decoder, half_tiny: Decoder, decode_step: Callable):
+def test_bfloat16_stays_close_and_gives_float32_logits(tiny: Decoder, half_tiny: Decoder):
     with jax.numpy_dtype_promotion("standard"):  # Flax's RMSNorm promotes bfloat16 to float32 without a cast
-        full, cache = full_logits(half_tiny), prefilled(half_tiny)
-        decoded = decoded_logits(half_tiny, cache, decode_step)
-    assert full.dtype == decoded.dtype == np.float32
-    scale = np.abs(full_logits(tiny)).max()
-    assert np.abs(full - full_logits(tiny)).max() < 0.05 * scale  # bfloat16 keeps 8 bits, a few layers lose some
-    assert cache.key_pages.dtype == jnp.bfloat16
-    assert np.abs(decoded - full[:, PROMPT_LEN:]).max() < 0.05 * scale
+        half = full_logits(half_tiny)
+    full = full_logits(tiny)
+    assert half.dtype == np.float32
+    assert np.abs(half - full).max() < 0.05 * np.abs(full).max()  # bfloat16 keeps 8 bits, a few layers lose some
 
 
 def shapes(model: Decoder) -> dict[tuple, tuple]:

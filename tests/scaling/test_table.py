@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from kinetics_jax.cost import eflops, request_cost
-from kinetics_jax.scaling import accuracy_by_budget, allocate, model_bands, model_frontiers, tradeoff_table
+from kinetics_jax.scaling import (
+    accuracy_by_budget,
+    allocate,
+    model_bands,
+    model_frontiers,
+    paired_gain,
+    tradeoff_table,
+)
 from kinetics_jax.specs import HARDWARE, MODELS, Dense
 from tests.scaling.synthetic import MODEL_NAMES, synthetic_tables
 
@@ -128,3 +135,21 @@ def test_accuracy_by_budget():
     assert (dense.budget_len, block.budget_len, block.method) == (None, 32, "block_topk")
     np.testing.assert_allclose(dense.accuracy, np.isfinite(SMALL[0].solved_len).mean())
     assert dense.low <= dense.accuracy <= dense.high
+
+
+def test_paired_gain_is_the_mean_difference_by_problem_and_its_interval_covers_it():
+    base, other = (table for table in SMALL if table.attention == "dense")
+    share = [np.isfinite(table.solved_len).mean(1) for table in (base, other)]
+    gain = paired_gain(base, other)
+    assert gain.gain == pytest.approx(float((share[1] - share[0]).mean()))
+    assert gain.low <= gain.gain <= gain.high
+    back = paired_gain(other, base)
+    assert (back.gain, back.low, back.high) == pytest.approx((-gain.gain, -gain.high, -gain.low))
+    same = paired_gain(base, base)
+    assert (same.gain, same.low, same.high) == (0, 0, 0)
+
+
+def test_paired_gain_refuses_other_problems():
+    base, other = (table for table in SMALL if table.attention == "dense")
+    with pytest.raises(ValueError, match="same problems"):
+        paired_gain(base, other.restrict(problems=other.problems[:3]))
