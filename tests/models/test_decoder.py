@@ -118,7 +118,8 @@ def test_unwritten_slots_of_the_cache_never_leak(tiny: Decoder, decode_step: Cal
 def test_sparse_step_differs_where_the_budget_is_small(tiny: Decoder, decode_step: Callable):
     clean = decoded_logits(tiny, prefilled(tiny), decode_step)
     sparse = decoded_logits(tiny, prefilled(tiny), decode_step, BlockTopK(page_len=4, num_pages=2))
-    np.testing.assert_array_equal(sparse[:, :2], clean[:, :2])  # up to 8 tokens, two pages hold all
+    # Up to 8 tokens two pages hold all. Two programs: they add in other orders, so equal to rounding, not bit for bit.
+    np.testing.assert_allclose(sparse[:, :2], clean[:, :2], atol=1e-5)
     assert (np.abs(sparse[:, 4:] - clean[:, 4:]).max(axis=(1, 2)) > 1e-3).all()
 
 
