@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int
 from kinetics_jax.attention import PagedCache, advance, append, causal_attention, decode_attention
 from kinetics_jax.specs import AttentionSpec, ModelSpec
 
-from ._embedding import look_up
 from ._layer import DecoderLayer, logits_from
 
 
@@ -136,7 +135,7 @@ class Decoder(nnx.Module):
         return self.final_norm(hidden), all_keys, all_values
 
     def _embed(self, token_ids: Array) -> Array:
-        return look_up(self.embed.embedding[...], token_ids).astype(self.dtype)
+        return self.embed.embedding[...][token_ids].astype(self.dtype)
 
 
 def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32) -> Decoder:

@@ -1,11 +1,8 @@
-"""Rotary embedding and the look-up whose gradient is a product: their theory."""
+"""Rotary embedding: its theory, and a case by hand."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from kinetics_jax.models._embedding import look_up
 from kinetics_jax.models._rope import apply_rope
 
 rope = jax.jit(apply_rope, static_argnames="theta")
@@ -39,16 +36,3 @@ def test_rope_by_hand():
     slow = 2 * 100 ** (-1 / 4)
     wanted = [np.cos(2.0), np.cos(slow), 0, 0, np.sin(2.0), np.sin(slow), 0, 0]
     np.testing.assert_allclose(result, wanted, atol=1e-6)
-
-
-@pytest.mark.parametrize("vocab_size", [16, 5000])  # below and above the size where a scatter takes over
-def test_look_up_gradient_is_the_sum_over_the_tokens_of_a_word(vocab_size: int):
-    rng = np.random.default_rng(2)
-    table = jnp.asarray(rng.normal(size=(vocab_size, 3)), jnp.float32)
-    token_ids = jnp.array([[1, 5, 1], [1, 0, 15]])
-    np.testing.assert_array_equal(look_up(table, token_ids), table[token_ids])
-    seen = rng.normal(size=(2, 3, 3)).astype(np.float32)
-    gradient = jax.jit(jax.grad(lambda table: jnp.sum(look_up(table, token_ids) * seen)))(table)
-    wanted = np.zeros((vocab_size, 3))
-    np.add.at(wanted, np.asarray(token_ids), seen)
-    np.testing.assert_allclose(gradient, wanted, atol=1e-6)
