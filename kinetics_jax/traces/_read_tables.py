@@ -119,5 +119,6 @@ def _joint_rank(*columns: np.ndarray) -> np.ndarray:
 
 
 def list_files(files: Sequence[Path]) -> str:
+    """Return the first three names for an error message, and how many more there are."""
     shown = ", ".join(map(str, files[:3]))
     return f"{shown} and {len(files) - 3} more" if len(files) > 3 else shown
