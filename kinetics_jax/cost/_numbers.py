@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
-from kinetics_jax.specs import DTYPE_BYTES
+from kinetics_jax.specs import DTYPES, DTypeSpec
 
 Number = int | float | np.number | Num[np.ndarray, "..."] | Num[Array, "..."]
 Quantity = float | Num[np.ndarray, "..."] | Num[Array, "..."]
@@ -75,15 +75,15 @@ def as_quantity(number: Any) -> Any:
     return float(number) if is_python(number) else number
 
 
-def dtype_bytes(argument: str, dtype: str) -> int:
-    """Return the bytes of one element.
+def dtype_spec(argument: str, dtype: str) -> DTypeSpec:
+    """Return the format of a name.
 
     Raises:
-        ValueError: If the dtype has no known size; the message names the argument and lists the known ones.
+        ValueError: If the dtype is unknown; the message names the argument and lists the known ones.
     """
-    if dtype not in DTYPE_BYTES:
-        raise ValueError(f"unknown {argument} {dtype!r}. Known: {', '.join(DTYPE_BYTES)}")
-    return DTYPE_BYTES[dtype]
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown {argument} {dtype!r}. Known: {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def _common_dtype(arrays: list[Array]) -> Any:

@@ -2,7 +2,7 @@
 
 from kinetics_jax.specs import HardwareSpec, ModelSpec
 
-from ._numbers import Number, Quantity, dtype_bytes, poison, prepare
+from ._numbers import Number, Quantity, dtype_spec, poison, prepare
 from ._tariff import Convention
 
 
@@ -50,7 +50,7 @@ def phi(
         PAPER.md section 2; errata 6: 88 for 0.6B but 4.7 for 32B, so "10 to 1000x" does not hold for large models.
     """
     num_params = _num_params(model, convention)
-    kv_bytes = dtype_bytes("kv_dtype", kv_dtype)
+    kv_bytes = dtype_spec("kv_dtype", kv_dtype).element_bytes
     valid, prompt_len, gen_len, num_readers = prepare(
         prompt_len=prompt_len, gen_len=gen_len, num_trials=1 if num_trials is None else num_trials
     )
@@ -94,7 +94,9 @@ def break_even_budget_len(
     References:
         PAPER.md section 2, from the sparse formulas.
     """
-    per_entry = model.group_size + hardware.intensity(compute_dtype) * dtype_bytes("kv_dtype", kv_dtype) / 2
+    per_entry = (
+        model.group_size + hardware.intensity(compute_dtype) * dtype_spec("kv_dtype", kv_dtype).element_bytes / 2
+    )
     return _num_params(model, convention) / (per_entry * model.kv_elements_per_token)
 
 

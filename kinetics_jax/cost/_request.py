@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Num
 from kinetics_jax.specs import AttentionSpec, ModelSpec
 
 from ._cost import Cost
-from ._numbers import Number, Quantity, as_quantity, dtype_bytes, is_python, namespace, poison, prepare
+from ._numbers import Number, Quantity, as_quantity, dtype_spec, is_python, namespace, poison, prepare
 from ._tariff import Convention, count
 
 
@@ -118,8 +118,8 @@ def request_cost(
         prompt_len: L_in, any shape [tokens].
         gen_len: T, broadcast against the others; fractions interpolate [tokens].
         num_trials: N, at least 1.
-        kv_dtype: Cache dtype, a key of `DTYPE_BYTES`.
-        weight_dtype: Weight dtype, a key of `DTYPE_BYTES`.
+        kv_dtype: Cache dtype, a key of `DTYPES`.
+        weight_dtype: Weight dtype, a key of `DTYPES`.
         batch_size: Sequences that share one read of the weights; None = endless, the paper's limit; 1 = a laptop.
         share_prompt: Whether trials keep one copy of the prompt's cache.
         convention: "exact" or "paper".
@@ -143,7 +143,10 @@ def request_cost(
     References:
         PAPER.md section 2 and errata 1 to 5, 7, 13.
     """
-    kv_bytes, weight_bytes = dtype_bytes("kv_dtype", kv_dtype), dtype_bytes("weight_dtype", weight_dtype)
+    kv_bytes, weight_bytes = (
+        dtype_spec("kv_dtype", kv_dtype).element_bytes,
+        dtype_spec("weight_dtype", weight_dtype).element_bytes,
+    )
     valid, prompt_len, gen_len, num_trials, num_per_read = prepare(
         prompt_len=prompt_len,
         gen_len=gen_len,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from kinetics_jax.scaling import fit_power_law
-from kinetics_jax.specs import DTYPE_BYTES, ModelSpec
+from kinetics_jax.specs import DTYPES, ModelSpec
 
 from ._style import house_style, new_figure, save
 
@@ -41,7 +41,9 @@ def kv_per_token(models: Iterable[ModelSpec], path: str | Path, *, kv_dtype: str
         for family, (color, marker) in zip(families, _FAMILY_STYLES, strict=False):
             members = [spec for spec in specs if spec.family == family]
             params = np.array([spec.num_params for spec in members], dtype=np.float64)
-            kv_bytes = np.array([spec.kv_elements_per_token * DTYPE_BYTES[kv_dtype] for spec in members], dtype=float)
+            kv_bytes = np.array(
+                [spec.kv_elements_per_token * DTYPES[kv_dtype].element_bytes for spec in members], dtype=float
+            )
             label, exponent = family, ""
             if np.unique(params).size > 1:
                 law = fit_power_law(params, kv_bytes)

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from ._catalog import Catalog
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "int8": 1}
-
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareSpec:

@@ -2,38 +2,54 @@
 
 from dataclasses import dataclass
 
-from ._catalog import Catalog
+from ._rope import RopeScaling
 
 _SIZES = ("num_layers", "d_model", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_len")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Describe a decoder-only transformer with grouped-query attention and a SwiGLU MLP.
+    """Describe a decoder-only transformer with grouped-query attention and a dense or mixture-of-experts MLP.
+
+    Every count below is derived from these fields. `num_active_*` counts see the experts that one token is routed to;
+    for a model without experts they equal their plain counterparts.
 
     Attributes:
         name: The name used in tables, traces and figures.
         family: Models that differ only in size share a family ("Qwen3", "Kinetics-Mini").
         num_layers: Decoder layers, L.
         d_model: Residual width, D.
-        mlp_dim: Hidden width of the MLP, F.
+        mlp_dim: Hidden width of the MLP, or of one expert, F.
         num_heads: Query heads, N.
         num_kv_heads: Key-value heads, K; must divide `num_heads`.
         head_dim: Width of one head, H. Explicit: it is *not* d_model / num_heads in Qwen3-0.6B.
         vocab_size: Rows of the embedding, V.
         max_len: Longest context the model was trained for [tokens].
         rope_theta: Base of the rotary frequencies.
-        norm_eps: Epsilon of every RMSNorm.
+        rope_scaling: How the frequencies are stretched, or None.
+        norm_eps: Epsilon of every norm.
         tied_embeddings: Whether the output head is the input embedding.
+        stores_tied_head: Whether the published files hold the tied head a second time (errata 13).
         qk_norm: Whether queries and keys are RMS-normalised per head (Qwen3).
+        qkv_bias: Whether the query, key and value projections have a bias (Qwen2).
+        num_experts: Experts of each layer; 0 is a plain MLP.
+        num_active_experts: Experts that a token is routed to.
+        norm_topk_prob: Whether the weights of the chosen experts are scaled to sum to one.
+        gated_mlp: Whether the MLP has a gate (three matrices, SwiGLU) or not (two, OPT).
+        has_biases: Whether every projection, MLP matrix and norm has a bias (OPT).
+        num_positions: Rows of a learned position embedding (OPT); 0 is rotary.
         hf_repo: Hub name of the published weights, or None.
 
     Raises:
-        ValueError: If a size is not positive, `num_kv_heads` does not divide `num_heads`, or `head_dim` is odd.
+        ValueError: If a size is not positive, `num_kv_heads` does not divide `num_heads`, `head_dim` is odd, or the
+            experts do not add up.
 
     Example:
+        >>> from kinetics_jax.specs import MODELS
         >>> MODELS["Qwen3-0.6B"].kv_elements_per_token
         57344
+        >>> f"{MODELS['Qwen3-30B-A3B'].num_params:,} of which active {MODELS['Qwen3-30B-A3B'].num_active_params:,}"
+        '30,532,122,624 of which active 3,353,032,704'
     """
 
     name: str
@@ -47,9 +63,18 @@ class ModelSpec:
     vocab_size: int
     max_len: int
     rope_theta: float = 1e6
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     tied_embeddings: bool = False
+    stores_tied_head: bool = False
     qk_norm: bool = True
+    qkv_bias: bool = False
+    num_experts: int = 0
+    num_active_experts: int = 0
+    norm_topk_prob: bool = True
+    gated_mlp: bool = True
+    has_biases: bool = False
+    num_positions: int = 0
     hf_repo: str | None = None
 
     def __post_init__(self) -> None:
@@ -58,10 +83,18 @@ class ModelSpec:
                 raise ValueError(f"{field} must be at least 1; got {getattr(self, field)} in model {self.name!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_kv_heads must divide num_heads; got {self.num_kv_heads} and {self.num_heads} in {self.name!r}"
+                f"num_kv_heads must divide num_heads; got {self.num_kv_heads} and {self.num_heads} in {self.name!r}. "
+                f"Use one of {', '.join(str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0)}."
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings; got {self.head_dim} in {self.name!r}")
+        if not (self.num_experts == self.num_active_experts == 0 or 1 <= self.num_active_experts <= self.num_experts):
+            raise ValueError(
+                f"num_active_experts must lie in 1..num_experts, or both be 0; got {self.num_active_experts} and "
+                f"{self.num_experts} in {self.name!r}"
+            )
+        if self.stores_tied_head and not self.tied_embeddings:
+            raise ValueError(f"stores_tied_head needs tied_embeddings; {self.name!r} has an output head of its own")
 
     @property
     def group_size(self) -> int:
@@ -79,17 +112,21 @@ class ModelSpec:
         return self.vocab_size * self.d_model
 
     @property
+    def num_expert_params(self) -> int:
+        """Parameters of one MLP, or of one expert, in one layer."""
+        num_matrices = 3 if self.gated_mlp else 2
+        biases = (num_matrices - 1) * self.mlp_dim + self.d_model if self.has_biases else 0
+        return num_matrices * self.d_model * self.mlp_dim + biases
+
+    @property
     def num_layer_params(self) -> int:
-        """Parameters of one decoder layer, norms included."""
-        attention = 2 * self.d_model * self.head_dim * (self.num_heads + self.num_kv_heads)
-        norms = 2 * self.d_model + (2 * self.head_dim if self.qk_norm else 0)
-        return attention + 3 * self.d_model * self.mlp_dim + norms
+        """Parameters of one decoder layer, router and norms included."""
+        return self._num_layer_params(max(self.num_experts, 1))
 
     @property
     def num_params(self) -> int:
         """Unique parameters: a tied embedding counts once (PAPER errata 13)."""
-        num_tables = 1 if self.tied_embeddings else 2
-        return num_tables * self.num_embedding_params + self.num_layers * self.num_layer_params + self.d_model
+        return self._num_params(max(self.num_experts, 1))
 
     @property
     def num_stored_params(self) -> int:
@@ -98,69 +135,48 @@ class ModelSpec:
         The released files of Qwen3-0.6B and 1.7B store the tied head a second time (0.752e9 and 2.03e9),
         and the paper counts them so; Qwen3-4B, tied too, stores it once (4.02e9). PAPER errata 13.
         """
-        stores_head_twice = self.tied_embeddings and self.name in _STORES_TIED_HEAD
-        return self.num_params + (self.num_embedding_params if stores_head_twice else 0)
+        return self.num_params + self._num_repeated_params
 
     @property
     def num_matmul_params(self) -> int:
-        """Parameters that a token meets in a matrix product: all but the input embedding look-up."""
-        return self.num_embedding_params + self.num_layers * self.num_layer_params + self.d_model
+        """Parameters that a token may meet in a matrix product: all but the look-up of embedding and position."""
+        return self._num_matmul_params(max(self.num_experts, 1))
 
+    @property
+    def num_active_params(self) -> int:
+        """Unique parameters that one token uses."""
+        return self._num_params(max(self.num_active_experts, 1))
 
-_STORES_TIED_HEAD = frozenset({"Qwen3-0.6B", "Qwen3-1.7B"})
+    @property
+    def num_active_stored_params(self) -> int:
+        """Published parameters that one token uses, the paper's P for a mixture of experts."""
+        return self.num_active_params + self._num_repeated_params
 
+    @property
+    def num_active_matmul_params(self) -> int:
+        """Parameters that one token meets in a matrix product: what FLOPs see."""
+        return self._num_matmul_params(max(self.num_active_experts, 1))
 
-def _qwen3(size: str, layers: int, d_model: int, mlp: int, heads: int, *, tied: bool) -> ModelSpec:
-    """Build one row of the Qwen3 technical report's Table 1 (arXiv 2505.09388)."""
-    return ModelSpec(
-        name=f"Qwen3-{size}",
-        family="Qwen3",
-        num_layers=layers,
-        d_model=d_model,
-        mlp_dim=mlp,
-        num_heads=heads,
-        num_kv_heads=8,
-        head_dim=128,
-        vocab_size=151_936,
-        max_len=40_960,
-        tied_embeddings=tied,
-        hf_repo=f"Qwen/Qwen3-{size}",
-    )
+    @property
+    def _num_repeated_params(self) -> int:
+        return self.num_embedding_params if self.stores_tied_head else 0
 
+    def _num_layer_params(self, num_experts: int) -> int:
+        kv_width, q_width = self.num_kv_heads * self.head_dim, self.num_heads * self.head_dim
+        attention = 2 * self.d_model * (q_width + kv_width)
+        biases = q_width + 2 * kv_width if self.qkv_bias or self.has_biases else 0
+        biases += self.d_model if self.has_biases else 0
+        norms = 2 * self._num_norm_params + (2 * self.head_dim if self.qk_norm else 0)
+        router = self.d_model * self.num_experts
+        return attention + biases + norms + router + num_experts * self.num_expert_params
 
-def _mini(size: str, layers: int, d_model: int, mlp: int, heads: int) -> ModelSpec:
-    """Build one size of the embedded family; KV per token grows 3x while parameters grow 55x, as in Qwen3."""
-    return ModelSpec(
-        name=f"Kinetics-Mini-{size}",
-        family="Kinetics-Mini",
-        num_layers=layers,
-        d_model=d_model,
-        mlp_dim=mlp,
-        num_heads=heads,
-        num_kv_heads=2,
-        head_dim=32,
-        vocab_size=64,
-        max_len=1024,
-        rope_theta=10_000.0,
-        tied_embeddings=True,
-    )
+    def _num_matmul_params(self, num_experts: int) -> int:
+        return self.num_embedding_params + self.num_layers * self._num_layer_params(num_experts) + self._num_norm_params
 
+    def _num_params(self, num_experts: int) -> int:
+        num_lookups = (0 if self.tied_embeddings else self.num_embedding_params) + self.num_positions * self.d_model
+        return self._num_matmul_params(num_experts) + num_lookups
 
-MODELS = Catalog(
-    "model",
-    {
-        spec.name: spec
-        for spec in (
-            _qwen3("0.6B", 28, 1024, 3072, 16, tied=True),
-            _qwen3("1.7B", 28, 2048, 6144, 16, tied=True),
-            _qwen3("4B", 36, 2560, 9728, 32, tied=True),
-            _qwen3("8B", 36, 4096, 12_288, 32, tied=False),
-            _qwen3("14B", 40, 5120, 17_408, 40, tied=False),
-            _qwen3("32B", 64, 5120, 25_600, 64, tied=False),
-            _mini("0.1M", 2, 64, 192, 4),
-            _mini("0.6M", 3, 128, 384, 4),
-            _mini("1.7M", 4, 192, 576, 6),
-            _mini("7M", 6, 320, 960, 10),
-        )
-    },
-)
+    @property
+    def _num_norm_params(self) -> int:
+        return (2 if self.has_biases else 1) * self.d_model

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinetics_jax.cost import entries_read, entries_searched, request_cost
-from kinetics_jax.specs import DTYPE_BYTES, MODELS, AttentionSpec, BlockTopK, Dense, Local, ModelSpec, TopK
+from kinetics_jax.specs import DTYPES, MODELS, AttentionSpec, BlockTopK, Dense, Local, ModelSpec, TopK
 
 MODEL = MODELS["Qwen3-0.6B"]
 LENGTHS = st.integers(0, 70)
@@ -104,8 +104,8 @@ def test_entries_are_the_step_sum(spec: AttentionSpec, prompt_len: int, gen_len:
     LENGTHS,
     st.integers(1, 40),
     st.booleans(),
-    st.sampled_from(list(DTYPE_BYTES)),
-    st.sampled_from(list(DTYPE_BYTES)),
+    st.sampled_from(list(DTYPES)),
+    st.sampled_from(list(DTYPES)),
     st.none() | st.integers(1, 300),
 )
 def test_bill_is_the_step_sum(
@@ -133,8 +133,8 @@ def test_bill_is_the_step_sum(
     for name in ("linear_flops", "attention_flops", "search_flops"):
         assert getattr(cost, name) == pytest.approx(wanted[name], rel=1e-12), name
     for name in ("kv_read", "kv_write", "search"):
-        assert getattr(cost, f"{name}_bytes") == pytest.approx(wanted[name] * DTYPE_BYTES[kv_dtype], rel=1e-12), name
-    param_bytes = 0 if batch_size is None else wanted["param"] * DTYPE_BYTES[weight_dtype] / batch_size
+        assert getattr(cost, f"{name}_bytes") == pytest.approx(wanted[name] * DTYPES[kv_dtype].element_bytes, rel=1e-12), name
+    param_bytes = 0 if batch_size is None else wanted["param"] * DTYPES[weight_dtype].element_bytes / batch_size
     assert cost.param_bytes == pytest.approx(param_bytes, rel=1e-12)
     assert cost.flops == cost.linear_flops + cost.attention_flops + cost.search_flops
     assert cost.bytes == cost.kv_read_bytes + cost.kv_write_bytes + cost.search_bytes + cost.param_bytes
