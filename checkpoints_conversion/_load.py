@@ -3,6 +3,8 @@
 Placing shards on a mesh and writing Orbax are left out here.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
@@ -14,9 +16,8 @@ from jax.typing import DTypeLike
 from kinetics_jax.models import Decoder, abstract_decoder
 from kinetics_jax.specs import ModelSpec
 
-from ._config import spec_from_hf_config
 from ._problems import raise_problems
-from ._rules import EMBEDDING, TIED_HEAD, TensorRule, tensor_rules
+from ._rules import EMBEDDING, TIED_HEAD, LeafPath, TensorRule, tensor_rules
 from ._stored import FLOAT_DTYPES, StoredTensor, read_inventory, read_json_object, read_tensor, stream_tensors
 
 
@@ -52,9 +53,10 @@ def load_checkpoint(folder: str | PathLike[str], *, dtype: DTypeLike = jnp.float
     if spec is None or problems:
         raise_problems(subject, problems)
     assert spec is not None
-    rules = {rule.hf_name: rule for rule in _checked_rules(spec, inventory, problems)}
+    rules = {rule.hf_name: rule for rule in checked_rules(spec, inventory, problems)}
     raise_problems(subject, problems)
-    return _fill(spec, rules, inventory, dtype)
+    tensors = stream_tensors([inventory[name] for name in rules])
+    return fill_decoder(spec, rules, ((stored.name, tensor) for stored, tensor in tensors), dtype)
 
 
 def _read_spec(folder: Path, problems: list[str]) -> ModelSpec | None:
@@ -64,16 +66,19 @@ def _read_spec(folder: Path, problems: list[str]) -> ModelSpec | None:
     if found:
         return None
     try:
-        return spec_from_hf_config(config, name=folder.resolve().name)
+        return ModelSpec.from_hf_config(config, name=folder.resolve().name)
     except ValueError as error:
         problems.append(str(error).removeprefix("cannot read "))
         return None
 
 
-def _checked_rules(spec: ModelSpec, inventory: dict[str, StoredTensor], problems: list[str]) -> tuple[TensorRule, ...]:
+def checked_rules(spec: ModelSpec, inventory: dict[str, StoredTensor], problems: list[str]) -> tuple[TensorRule, ...]:
     """Return the rules of the model after comparing them with the headers, both ways."""
-    if spec.num_layers > len(inventory):  # a broken config may ask for any number of layers
-        problems.append(f"config.json has {spec.num_layers} layers, but the files hold {len(inventory)} tensors")
+    if spec.num_layers * max(spec.num_experts, 1) > len(inventory):  # a broken config may ask for any number
+        experts = f" of {spec.num_experts} experts" if spec.num_experts else ""
+        problems.append(
+            f"config.json has {spec.num_layers} layers{experts}, but the files hold {len(inventory)} tensors"
+        )
         return ()
     rules = tensor_rules(spec)
     for rule in rules:
@@ -111,15 +116,23 @@ def _check_tied_head(inventory: dict[str, StoredTensor], problems: list[str]) ->
         )
 
 
-def _fill(
-    spec: ModelSpec, rules: dict[str, TensorRule], inventory: dict[str, StoredTensor], dtype: DTypeLike
+def fill_decoder(
+    spec: ModelSpec, rules: dict[str, TensorRule], tensors: Iterable[tuple[str, np.ndarray]], dtype: DTypeLike
 ) -> Decoder:
+    """Return the decoder of a spec, filled from Hugging Face names and numbers, one tensor in memory at a time."""
     graphdef, state = nnx.split(abstract_decoder(spec, dtype=dtype))
     leaves = dict(nnx.to_flat_state(state))
-    assert set(leaves) == {rule.path for rule in rules.values()}, "the table of tensors is no bijection"
-    for stored, tensor in stream_tensors([inventory[name] for name in rules]):
-        rule = rules[stored.name]
+    num_missing = Counter(rule.path for rule in rules.values())
+    assert set(leaves) == set(num_missing), "the table of tensors is no bijection"
+    partial: dict[LeafPath, np.ndarray] = {}  # a leaf that stacks experts fills up tensor by tensor
+    for name, tensor in tensors:
+        rule = rules[name]
         leaf = leaves[rule.path]
         assert leaf.shape == rule.leaf_shape, (rule.path, leaf.shape, rule.leaf_shape)
-        leaves[rule.path] = leaf.replace(jnp.asarray(rule.to_leaf(tensor).astype(dtype)))
+        if rule.path not in partial:
+            partial[rule.path] = np.empty(rule.leaf_shape, dtype)
+        partial[rule.path][rule.slot] = rule.to_leaf(tensor)  # rounds to nearest even
+        num_missing[rule.path] -= 1
+        if num_missing[rule.path] == 0:
+            leaves[rule.path] = leaf.replace(jnp.asarray(partial.pop(rule.path)))
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))

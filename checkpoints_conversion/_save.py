@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 
 from kinetics_jax.models import Decoder
 
-from ._config import spec_to_hf_config
 from ._rules import tensor_rules
 from ._stored import INDEX_FILE, SINGLE_FILE, read_json_object
 from ._tokenizer import write_tokenizer
@@ -31,7 +30,7 @@ def save_checkpoint(
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
 ) -> None:
-    """Write the decoder as a folder that transformers loads as Qwen3ForCausalLM.
+    """Write the decoder as a folder that transformers loads as the architecture of its spec, say Qwen3ForCausalLM.
 
     A failure leaves the folder as it was. In an existing folder other files (a card, recorded logits) stay.
 
@@ -45,7 +44,7 @@ def save_checkpoint(
         pad_token_id: Token that fills a batch, if the model has one.
 
     Raises:
-        ValueError: If `folder` is a file, the geometry is none of Qwen3's, or the dtype is not listed.
+        ValueError: If `folder` is a file, no Hugging Face family computes the geometry, or the dtype is not listed.
         OSError: If the disk refuses.
 
     References:
@@ -57,7 +56,7 @@ def save_checkpoint(
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f"dtype must be 'bfloat16' or 'float32'; got {dtype!r}")
     token_ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    config = spec_to_hf_config(model.spec, dtype=dtype, **token_ids)
+    config = model.spec.to_hf_config(dtype=dtype, **token_ids)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))

@@ -8,11 +8,11 @@ from ._attention import Local as Local
 from ._attention import PageSelection as PageSelection
 from ._attention import Quest as Quest
 from ._attention import TopK as TopK
-from ._attention import attention_at_layer as attention_at_layer
+from ._attention import attention_by_layer as attention_by_layer
 from ._attention import parse_attention as parse_attention
+from ._chips import HARDWARE as HARDWARE
 from ._dtype import DTYPES as DTYPES
 from ._dtype import DTypeSpec as DTypeSpec
-from ._hardware import HARDWARE as HARDWARE
 from ._hardware import HardwareSpec as HardwareSpec
 from ._model import ModelSpec as ModelSpec
 from ._models import MODELS as MODELS

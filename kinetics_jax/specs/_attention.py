@@ -240,14 +240,27 @@ _OPTIONS: dict[type, dict[str, str]] = {  # name in the text: field of the spec
 }
 
 
-def attention_at_layer(spec: AttentionSpec, layer: int) -> AttentionSpec:
-    """Return what one layer runs: `Dense()` in the first `dense_layers` layers, else `spec`.
+def attention_by_layer(spec: AttentionSpec, num_layers: int) -> tuple[AttentionSpec, ...]:
+    """Return what each layer of a model runs: `Dense()` in the first `dense_layers` layers, else `spec`.
+
+    Args:
+        spec: The method.
+        num_layers: Layers of the model.
+
+    Raises:
+        ValueError: If the spec has more dense layers than the model has layers.
 
     Example:
-        >>> str(attention_at_layer(TopK(budget_len=64, dense_layers=1), 0))
-        'dense'
+        >>> [str(layer) for layer in attention_by_layer(TopK(budget_len=64, dense_layers=1), 3)]
+        ['dense', 'topk:64,dense_layers=1', 'topk:64,dense_layers=1']
     """
-    return Dense() if not isinstance(spec, Dense) and layer < spec.dense_layers else spec
+    dense_layers = 0 if isinstance(spec, Dense) else spec.dense_layers
+    if dense_layers > num_layers:
+        raise ValueError(
+            f"dense_layers must not exceed the {num_layers} layers of the model; got {spec}. "
+            f"Use dense_layers={num_layers} or fewer, or dense to read everything."
+        )
+    return (Dense(),) * dense_layers + (spec,) * (num_layers - dense_layers)
 
 
 def parse_attention(text: str) -> AttentionSpec:

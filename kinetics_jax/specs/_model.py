@@ -1,7 +1,10 @@
 """Transformer geometry as data: what `models` builds and `cost` prices. Holds no arrays."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from ._hf_config import read_hf_config, write_hf_config
 from ._rope import RopeScaling
 
 _SIZES = ("num_layers", "d_model", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_len")
@@ -41,8 +44,8 @@ class ModelSpec:
         hf_repo: Hub name of the published weights, or None.
 
     Raises:
-        ValueError: If a size is not positive, `num_kv_heads` does not divide `num_heads`, `head_dim` is odd, or the
-            experts do not add up.
+        ValueError: If a size, `rope_theta` or `norm_eps` is not positive, `num_kv_heads` does not divide `num_heads`,
+            `head_dim` is odd, the experts do not add up, or an untied head is stored twice.
 
     Example:
         >>> from kinetics_jax.specs import MODELS
@@ -93,8 +96,83 @@ class ModelSpec:
                 f"num_active_experts must lie in 1..num_experts, or both be 0; got {self.num_active_experts} and "
                 f"{self.num_experts} in {self.name!r}"
             )
+        for field in ("rope_theta", "norm_eps"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} must be positive; got {getattr(self, field)} in model {self.name!r}")
+        if self.num_positions < 0:
+            raise ValueError(f"num_positions must not be negative; got {self.num_positions} in model {self.name!r}")
         if self.stores_tied_head and not self.tied_embeddings:
             raise ValueError(f"stores_tied_head needs tied_embeddings; {self.name!r} has an output head of its own")
+
+    @classmethod
+    def from_hf_config(cls, config: Mapping[str, Any], *, name: str = "") -> "ModelSpec":
+        """Return the geometry that a Hugging Face config describes, of Qwen2, Qwen3, Qwen3-MoE or Llama.
+
+        A geometry of the table `MODELS` comes back as its published spec. Where several models share one (as
+        Llama-3.1-8B-Instruct and DeepSeek-R1-Distill-Llama-8B do), `name` picks; without one, the first comes back.
+
+        Args:
+            config: The parsed config.json, as transformers 4 or 5 writes it.
+            name: Name for a geometry that is not in `MODELS`; empty takes the family's ("Qwen3-custom").
+
+        Returns:
+            The spec.
+
+        Raises:
+            ValueError: If fields are missing, malformed, unknown or ask for what `models` does not compute; lists all.
+
+        Example:
+            >>> from kinetics_jax.specs import MODELS
+            >>> ModelSpec.from_hf_config(MODELS["Qwen3-8B"].to_hf_config()).name
+            'Qwen3-8B'
+            >>> ModelSpec.from_hf_config({"model_type": "gpt2"})
+            Traceback (most recent call last):
+            ...
+            ValueError: cannot read config.json: model_type must be one of 'qwen2', 'qwen3', ...; got 'gpt2'
+        """
+        from ._models import published  # late: that table is made of this class
+
+        fields, problems = read_hf_config(config)
+        spec = None
+        if fields:
+            try:
+                spec = cls(name=name or f"{fields['family']}-custom", **fields)
+            except ValueError as error:
+                problems.append(str(error))
+        if spec is None or problems:
+            many = [f"cannot read config.json: {len(problems)} problems", *problems]
+            raise ValueError("\n  - ".join(many) if len(problems) > 1 else f"cannot read config.json: {problems[0]}")
+        return published(spec)
+
+    def to_hf_config(
+        self,
+        *,
+        dtype: str = "bfloat16",
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+    ) -> dict[str, Any]:
+        """Return the config.json that transformers loads as the architecture of this geometry.
+
+        Args:
+            dtype: Dtype of the stored weights.
+            bos_token_id: First token of a text, if the model has one.
+            eos_token_id: Token that ends a text, if the model has one.
+            pad_token_id: Token that fills a batch, if the model has one.
+
+        Returns:
+            A dictionary for JSON, spelled so that transformers 4 and 5 both read it.
+
+        Raises:
+            ValueError: If the geometry is none of Qwen2's, Qwen3's, Qwen3-MoE's or Llama's.
+
+        Example:
+            >>> from kinetics_jax.specs import MODELS
+            >>> MODELS["Qwen3-30B-A3B"].to_hf_config()["architectures"]
+            ['Qwen3MoeForCausalLM']
+        """
+        token_ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        return write_hf_config(vars(self), dtype=dtype, token_ids=token_ids)
 
     @property
     def group_size(self) -> int:

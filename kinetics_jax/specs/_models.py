@@ -1,5 +1,7 @@
 """The models that have a name. Geometry from each publisher's config.json; counts are derived and tested."""
 
+from dataclasses import replace
+
 from ._catalog import Catalog
 from ._model import ModelSpec
 from ._rope import Llama3Rope
@@ -56,6 +58,7 @@ def _qwen2(
     vocab_size: int = 152_064,
     max_len: int = 32_768,
     rope_theta: float = 1e6,
+    norm_eps: float = 1e-6,
     tied: bool = False,
 ) -> ModelSpec:
     """Build a Qwen2 geometry: QKV bias, no QK-norm (arXiv 2412.15115, Table 1; 2501.12948 for the distilled)."""
@@ -71,6 +74,7 @@ def _qwen2(
         vocab_size=vocab_size,
         max_len=max_len,
         rope_theta=rope_theta,
+        norm_eps=norm_eps,
         tied_embeddings=tied,
         qk_norm=False,
         qkv_bias=True,
@@ -186,13 +190,14 @@ MODELS = Catalog(
                     repo=f"deepseek-ai/{_DISTILL}-{size}",
                     max_len=131_072,
                     rope_theta=theta,
+                    norm_eps=norm_eps,
                     vocab_size=vocab_size,
                 )
-                for size, sizes, theta, vocab_size in (
-                    ("1.5B", (28, 1536, 8960, 12, 2), 1e4, 151_936),
-                    ("7B", (28, 3584, 18_944, 28, 4), 1e4, 152_064),
-                    ("14B", (48, 5120, 13_824, 40, 8), 1e6, 152_064),
-                    ("32B", (64, 5120, 27_648, 40, 8), 1e6, 152_064),
+                for size, sizes, theta, norm_eps, vocab_size in (
+                    ("1.5B", (28, 1536, 8960, 12, 2), 1e4, 1e-6, 151_936),
+                    ("7B", (28, 3584, 18_944, 28, 4), 1e4, 1e-6, 152_064),
+                    ("14B", (48, 5120, 13_824, 40, 8), 1e6, 1e-5, 152_064),
+                    ("32B", (64, 5120, 27_648, 40, 8), 1e6, 1e-5, 152_064),
                 )
             ),
             _llama(
@@ -234,3 +239,16 @@ MODELS = Catalog(
         )
     },
 )
+
+
+def published(spec: ModelSpec) -> ModelSpec:
+    """Return the named model with the geometry of `spec`, or `spec` itself if there is none.
+
+    Where several share it, the one that `spec` is named after, else the first of the table.
+    """
+    same = [known for known in MODELS.values() if _geometry(known) == _geometry(spec)]
+    return next((known for known in same if known.name == spec.name), next(iter(same), spec))
+
+
+def _geometry(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, name="", family="", hf_repo=None, stores_tied_head=False)
