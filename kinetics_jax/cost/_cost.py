@@ -16,10 +16,10 @@ class Cost:
     Attributes:
         linear_flops: Matrix products with the weights [FLOP].
         attention_flops: Query-key and probability-value products over the entries read [FLOP].
-        search_flops: Scoring of page means [FLOP].
+        search_flops: Scoring of page summaries (mean keys, or their bounds) [FLOP].
         kv_read_bytes: Cache entries read [bytes].
-        kv_write_bytes: Cache entries and page means written [bytes].
-        search_bytes: Page means read [bytes].
+        kv_write_bytes: Cache entries and page summaries written [bytes].
+        search_bytes: Page summaries read [bytes].
         param_bytes: Weights read; zero when amortised over an endless batch [bytes].
 
     Example:

@@ -13,7 +13,12 @@ Combine = Literal["add", "max"] | float
 
 
 def eflops(
-    cost: Cost, hardware: HardwareSpec, *, combine: Combine = "add", compute_dtype: str = "bfloat16"
+    cost: Cost,
+    hardware: HardwareSpec,
+    *,
+    combine: Combine = "add",
+    compute_dtype: str = "bfloat16",
+    kv_dtype: str = "bfloat16",
 ) -> Quantity:
     """Combine FLOPs F and bytes M into equivalent FLOPs, with the arithmetic intensity I of the hardware.
 
@@ -25,13 +30,15 @@ def eflops(
         cost: The bill, leaves of any shape.
         hardware: The chip.
         combine: "add" (the paper's default: no overlap), "max" (perfect overlap), or a norm p >= 1 (between).
-        compute_dtype: The dtype of the matrix products; sets I.
+        compute_dtype: The dtype of the matrix products; with the next, sets I.
+        kv_dtype: The dtype of the cache. A product runs at the rate of its wider operand: FP8 arithmetic on a BF16
+            cache has the BF16 intensity (the paper's 562.5 mixes the two, errata 2).
 
     Returns:
         Equivalent FLOPs [FLOP], of the leaves' shape.
 
     Raises:
-        ValueError: If `combine` is none of these or `compute_dtype` has no peak on this chip.
+        ValueError: If `combine` is none of these or the chip has no peak for the dtypes.
 
     Example:
         >>> from kinetics_jax.cost import request_cost
@@ -45,7 +52,7 @@ def eflops(
     """
     norm = _norm(combine)
     compute = cost.flops
-    memory = hardware.intensity(compute_dtype) * cost.bytes
+    memory = hardware.intensity(compute_dtype, kv_dtype) * cost.bytes
     if norm == 1:
         return compute + memory
     xp = namespace(compute, memory)

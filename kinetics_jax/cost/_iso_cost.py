@@ -2,19 +2,14 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
-
 from kinetics_jax.specs import AttentionSpec, HardwareSpec, ModelSpec
 
 from ._eflops import Combine, eflops
-from ._numbers import Number, poison, prepare
+from ._numbers import Number, Quantity, poison, prepare
+from ._rates import num_flop_params
 from ._request import request_cost
+from ._root import rising_root
 from ._tariff import Convention
-
-# Halvings that bring any bracket to float64 resolution of its upper end, and on: short answers keep their digits.
-_NUM_HALVINGS = 80
 
 
 def iso_cost_len(
@@ -32,12 +27,11 @@ def iso_cost_len(
     convention: Convention = "exact",
     combine: Combine = "add",
     compute_dtype: str = "bfloat16",
-) -> Float[Array, "..."]:
+) -> Quantity:
     """Solve eflops(request_cost(gen_len = T)) = target for T.
 
-    Cost grows with T, and T <= target / (2 P N) since the linear part alone costs that: bisect, then take two Newton
-    steps. The derivative passes through the Newton steps only; there it is that of the implicit function theorem,
-    dT/dx = -(dC/dx) / (dC/dT), and the second derivative is right as well.
+    Cost C grows with T, and T <= target / (2 P N) since the linear part alone costs that, so bisection finds T. Its
+    derivative is that of the implicit function theorem, dT/dx = -(dC/dx) / (dC/dT); the second one is right as well.
 
     Args:
         model: The geometry.
@@ -46,7 +40,7 @@ def iso_cost_len(
         target_eflops: The budget of the whole request, any shape [FLOP].
         prompt_len: L_in, broadcast against the target [tokens].
         num_trials: N, trials that share the budget.
-        kv_dtype: As in `request_cost`.
+        kv_dtype: As in `request_cost` and `eflops`.
         weight_dtype: As in `request_cost`.
         batch_size: As in `request_cost`.
         share_prompt: As in `request_cost`.
@@ -55,7 +49,8 @@ def iso_cost_len(
         compute_dtype: As in `eflops`.
 
     Returns:
-        T, a real number [tokens], always a JAX array; NaN where an array held a number out of range.
+        T, a real number [tokens]: a float for Python numbers, else an array of the broadcast shape (of NumPy or JAX,
+            as given); NaN where an array held a number out of range.
 
     Raises:
         ValueError: As `request_cost` and `eflops`.
@@ -70,15 +65,14 @@ def iso_cost_len(
     References:
         PAPER.md section 6, iso-eFLOPs; figures 5b and 5c.
     """
-    valid, *numbers = prepare(
+    valid, target, prompt_len, num_trials, num_per_read = prepare(
         target_eflops=target_eflops,
         prompt_len=prompt_len,
         num_trials=num_trials,
         batch_size=1 if batch_size is None else batch_size,
     )
-    target, *given = [jnp.asarray(number, dtype=jnp.result_type(number)) for number in numbers]
 
-    def overspend(gen_len: Array, target: Array, prompt_len: Array, num_trials: Array, num_per_read: Array) -> Any:
+    def overspend(gen_len: Any, target: Any, prompt_len: Any, num_trials: Any, num_per_read: Any) -> Any:
         cost = request_cost(
             model,
             attention,
@@ -91,21 +85,8 @@ def iso_cost_len(
             share_prompt=share_prompt,
             convention=convention,
         )
-        return eflops(cost, hardware, combine=combine, compute_dtype=compute_dtype) - target
+        price = eflops(cost, hardware, combine=combine, compute_dtype=compute_dtype, kv_dtype=kv_dtype)
+        return price - target
 
-    num_params = model.num_stored_params if convention == "paper" else model.num_matmul_params
-    gen_len = jax.lax.stop_gradient(target / (2.0 * num_params * given[1]))
-    frozen = [jax.lax.stop_gradient(number) for number in (target, *given)]
-
-    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = low + (high - low) / 2
-        too_much = overspend(middle, *frozen) > 0
-        return jnp.where(too_much, low, middle), jnp.where(too_much, middle, high)
-
-    gen_len, _ = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (jnp.zeros_like(gen_len), gen_len))
-    for _ in range(2):
-        excess, slope = jax.jvp(lambda t: overspend(t, target, *given), (gen_len,), (jnp.ones_like(gen_len),))
-        gen_len = gen_len - excess / slope
-        gen_len = jnp.where(gen_len < 0, jnp.zeros_like(gen_len), gen_len)
-    return poison(gen_len, valid)
+    longest = target / (2.0 * num_flop_params(model, convention) * num_trials)
+    return poison(rising_root(overspend, longest, target, prompt_len, num_trials, num_per_read), valid)

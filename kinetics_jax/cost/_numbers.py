@@ -36,7 +36,7 @@ def prepare(**numbers: Number) -> tuple[Any, ...]:
     """Check plain numbers and cast the rest: (a validity mask, then the numbers as given).
 
     Args:
-        **numbers: Names that start with `num_` or equal `batch_size` are counts (at least 1), others at least 0.
+        **numbers: Names that start with `num_`, `batch_size` and `chunk_len` are at least 1, others at least 0.
 
     Returns:
         `True` and floats when all are plain numbers; else a boolean array and arrays of one dtype and shape, NumPy's
@@ -45,7 +45,7 @@ def prepare(**numbers: Number) -> tuple[Any, ...]:
     Raises:
         ValueError: If a plain number is out of range.
     """
-    smallest = {name: 1 if name.startswith("num_") or name == "batch_size" else 0 for name in numbers}
+    smallest = {name: int(name.startswith("num_") or name in ("batch_size", "chunk_len")) for name in numbers}
     for name, number in numbers.items():
         if is_python(number) and not smallest[name] <= float(number) < math.inf:
             raise ValueError(f"{name} must be finite and at least {smallest[name]}; got {number}")
@@ -73,6 +73,13 @@ def poison(number: Any, valid: Any) -> Any:
 def as_quantity(number: Any) -> Any:
     """Turn a NumPy scalar into a float; leave arrays alone."""
     return float(number) if is_python(number) else number
+
+
+def as_floating(array: Any) -> Any:
+    """Return an array of whole numbers as floats: NumPy's double, JAX's default; leave floats as they are."""
+    if namespace(array) is np:
+        return array.astype(np.float64)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.zeros(()).dtype)
 
 
 def dtype_spec(argument: str, dtype: str) -> DTypeSpec:

@@ -2,7 +2,8 @@
 
 from kinetics_jax.specs import HardwareSpec, ModelSpec
 
-from ._numbers import Number, Quantity, dtype_spec, poison, prepare
+from ._numbers import Number, Quantity, poison, prepare
+from ._rates import kv_element_bytes, num_flop_params
 from ._tariff import Convention
 
 
@@ -23,7 +24,7 @@ def phi(
         Phi = (2 r L_in D + (r + I) D T) / (2 P)
 
     "exact" has T + 1 for T and P without the input embedding; "paper" has the formula as written and the published P.
-    KV writes are not part of Phi.
+    For a mixture of experts P counts the active ones. KV writes are not part of Phi.
 
     Args:
         model: The geometry.
@@ -31,8 +32,8 @@ def phi(
         gen_len: T, any shape [tokens].
         prompt_len: L_in [tokens].
         num_trials: N trials that read the prompt once; None = endless, the paper's limit.
-        kv_dtype: Cache dtype, of b bytes.
-        compute_dtype: The dtype of the matrix products; sets I.
+        kv_dtype: Cache dtype, of b bytes an element, its scale included.
+        compute_dtype: The dtype of the matrix products; with kv_dtype, sets I.
         convention: "exact" or "paper".
 
     Returns:
@@ -49,15 +50,15 @@ def phi(
     References:
         PAPER.md section 2; errata 6: 88 for 0.6B but 4.7 for 32B, so "10 to 1000x" does not hold for large models.
     """
-    num_params = _num_params(model, convention)
-    kv_bytes = dtype_spec("kv_dtype", kv_dtype).element_bytes
+    num_params = num_flop_params(model, convention)
+    element_bytes = kv_element_bytes(model, kv_dtype, convention)
     valid, prompt_len, gen_len, num_readers = prepare(
         prompt_len=prompt_len, gen_len=gen_len, num_trials=1 if num_trials is None else num_trials
     )
     own_len = gen_len + (0.0 if convention == "paper" else 1.0)
     fetched_len = own_len if num_trials is None else own_len + 2 * prompt_len / num_readers
     attention = model.group_size * (2 * prompt_len + own_len)
-    memory = hardware.intensity(compute_dtype) * kv_bytes / 2 * fetched_len
+    memory = hardware.intensity(compute_dtype, kv_dtype) * element_bytes / 2 * fetched_len
     return poison(model.kv_elements_per_token / (2 * num_params) * (attention + memory), valid)
 
 
@@ -76,8 +77,8 @@ def break_even_budget_len(
     Args:
         model: The geometry.
         hardware: The chip.
-        kv_dtype: Cache dtype, of b bytes.
-        compute_dtype: The dtype of the matrix products; sets I.
+        kv_dtype: Cache dtype, of b bytes an element, its scale included.
+        compute_dtype: The dtype of the matrix products; with kv_dtype, sets I.
         convention: "exact" (P without the input embedding) or "paper" (the published P).
 
     Returns:
@@ -94,13 +95,6 @@ def break_even_budget_len(
     References:
         PAPER.md section 2, from the sparse formulas.
     """
-    per_entry = (
-        model.group_size + hardware.intensity(compute_dtype) * dtype_spec("kv_dtype", kv_dtype).element_bytes / 2
-    )
-    return _num_params(model, convention) / (per_entry * model.kv_elements_per_token)
-
-
-def _num_params(model: ModelSpec, convention: Convention) -> float:
-    if convention not in ("exact", "paper"):
-        raise ValueError(f"unknown convention {convention!r}. Known: exact, paper")
-    return float(model.num_stored_params if convention == "paper" else model.num_matmul_params)
+    memory = kv_element_bytes(model, kv_dtype, convention) / 2 * hardware.intensity(compute_dtype, kv_dtype)
+    per_entry = model.group_size + memory
+    return num_flop_params(model, convention) / (per_entry * model.kv_elements_per_token)

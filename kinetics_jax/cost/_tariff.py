@@ -1,4 +1,4 @@
-"""What `request_cost` counts under each convention: entries, pages and parameters, summed over the decode steps.
+"""What `request_cost` counts under each convention: entries and pages, summed over the decode steps of one layer.
 
 Step t = 1..T of a generation sees a context of S = L_in + t entries, the new token included. `exact` sums the steps
 one by one, in closed form; `paper` integrates over t, as the paper does.
@@ -9,7 +9,7 @@ A new sparse method adds its `_count_...` function here and one line to `_EXACT`
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, Local, TopK
+from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, Local, PageSelection, Quest, TopK
 
 from ._numbers import namespace
 
@@ -17,17 +17,18 @@ Convention = Literal["exact", "paper"]
 
 
 class Counts(NamedTuple):
-    """Sums over the steps of a generation, per layer and KV head.
+    """Sums over the steps of a generation, per KV head of a layer that runs the method.
 
-    `attended` and `scored` drive FLOPs and are per trial. `read` and `means_read` drive bytes and are for all N trials
-    together, whose common prompt is fetched once where that is possible. `means_written` is per trial.
+    `attended` (entries) and `pages_scored` drive FLOPs and are per trial. `read` (entries) and `pages_searched` drive
+    bytes and are for all N trials together, whose common prompt is fetched once where that is possible.
+    `pages_summarised` is per trial.
     """
 
     attended: Any
     read: Any
-    scored: Any
-    means_read: Any
-    means_written: Any
+    pages_scored: Any
+    pages_searched: Any
+    pages_summarised: Any
 
 
 def count(attention: AttentionSpec, prompt_len: Any, gen_len: Any, num_sharing: Any, convention: Convention) -> Counts:
@@ -66,24 +67,29 @@ def _count_top_k(attention: TopK, prompt_len: Any, gen_len: Any, num_sharing: An
 
 
 def _count_local(attention: Local, prompt_len: Any, gen_len: Any, num_sharing: Any) -> Counts:
-    """Read the newest min(S, W) entries a step; what of the prompt is in the window is the same for all trials."""
+    """Read the newest W entries and the first `sink_len` a step; of these, the prompt's are the same for all trials.
 
-    def window_sum(first_len: Any) -> Any:
-        num_filling = _clip(namespace(gen_len).floor(attention.window_len - first_len), gen_len)
-        filled = (gen_len - num_filling) * attention.window_len
-        return num_filling * first_len + _triangle(num_filling) + filled
+    A trial's own entries among them: the newest min(t, W), and the sinks that the prompt was too short to fill.
+    """
+    xp = namespace(prompt_len, gen_len)
 
-    attended = window_sum(prompt_len)
-    return Counts(attended, attended + (num_sharing - 1.0) * window_sum(0.0 * prompt_len), 0.0, 0.0, 0.0)
+    def clamped_sum(first_len: Any, budget_len: Any) -> Any:
+        num_filling = _clip(xp.floor(budget_len - first_len), gen_len)
+        return num_filling * first_len + _triangle(num_filling) + (gen_len - num_filling) * budget_len
+
+    attended = clamped_sum(prompt_len, attention.budget_len)
+    own_budget_len = attention.window_len + xp.maximum(attention.sink_len - prompt_len, 0.0)
+    own = clamped_sum(0.0 * prompt_len, own_budget_len)
+    return Counts(attended, attended + (num_sharing - 1.0) * own, 0.0, 0.0, 0.0)
 
 
-def _count_block_top_k(attention: BlockTopK, prompt_len: Any, gen_len: Any, num_sharing: Any) -> Counts:
+def _count_pages(attention: PageSelection, prompt_len: Any, gen_len: Any, num_sharing: Any) -> Counts:
     """Read all pages while they fit, then `num_pages - 1` full pages and the newest one, which is partly filled.
 
         read(S) = S                       if ceil(S / P) <= pages
                   (pages - 1) P + tail(S) else,  tail(S) in 1..P
 
-    A step searches when the pages do not fit: it reads the mean of each of its ceil(S / P) pages. Means of full
+    A step searches when the pages do not fit: it reads the summary of each of its ceil(S / P) pages. Those of full
     prompt pages are common to all trials. Within one page of S, gathering (N read(S)) and streaming (L_in + N t) grow
     alike, so which is less changes at page edges only.
     """
@@ -112,7 +118,8 @@ _EXACT: dict[type, Callable[[Any, Any, Any, Any], Counts]] = {
     Dense: _count_dense,
     TopK: _count_top_k,
     Local: _count_local,
-    BlockTopK: _count_block_top_k,
+    BlockTopK: _count_pages,
+    Quest: _count_pages,
 }
 
 
@@ -124,10 +131,10 @@ def _count_as_paper(attention: AttentionSpec, prompt_len: Any, gen_len: Any, num
     budget_len = attention.budget_len
     num_filling = _clip(budget_len - prompt_len, gen_len)
     attended = num_filling * prompt_len + num_filling**2 / 2 + (gen_len - num_filling) * budget_len
-    if not isinstance(attention, BlockTopK):
+    if not isinstance(attention, PageSelection):
         return Counts(attended, num_sharing * attended, 0.0, 0.0, 0.0)
-    scored, means_read = (prompt + own) / attention.page_len, (prompt + num_sharing * own) / attention.page_len
-    return Counts(attended, num_sharing * attended, scored, means_read, 0.0)
+    scored, searched = (prompt + own) / attention.page_len, (prompt + num_sharing * own) / attention.page_len
+    return Counts(attended, num_sharing * attended, scored, searched, 0.0)
 
 
 def _triangle(length: Any) -> Any:

@@ -36,6 +36,12 @@ def test_request_cost_refuses(options: dict[str, Any], message: str) -> None:
         request_cost(MODEL, Dense(), **{"prompt_len": 5, "gen_len": 7, **options})
 
 
+def test_more_dense_layers_than_layers_are_refused() -> None:
+    message = "dense_layers must not exceed the 4 layers of the model; got topk:4,dense_layers=5"
+    with pytest.raises(ValueError, match=message):
+        request_cost(MODEL, TopK(budget_len=4, dense_layers=5), prompt_len=5, gen_len=7)
+
+
 @pytest.mark.parametrize("count", [entries_read, entries_searched])
 def test_counts_refuse_negative_lengths(count: Any) -> None:
     with pytest.raises(ValueError, match="gen_len must be finite and at least 0; got -3"):
@@ -51,8 +57,8 @@ def test_eflops_refuses_a_norm_below_one(combine: float) -> None:
 
 def test_eflops_lists_the_dtypes_of_the_chip() -> None:
     cost = request_cost(MODEL, Dense(), prompt_len=5, gen_len=7)
-    with pytest.raises(ValueError, match=r"H100-SXM has no peak for 'int4'\. Known: bfloat16"):
-        eflops(cost, HARDWARE["H100-SXM"], compute_dtype="int4")
+    with pytest.raises(ValueError, match=r"T4 has no peak for 'bfloat16', .*Known: float32, float16"):
+        eflops(cost, HARDWARE["T4"])
 
 
 def test_iso_and_phi_refuse() -> None:

@@ -19,6 +19,10 @@ B200 = HARDWARE["PAPER_B200"]
         ("Qwen3-8B", 4.5),
         ("Qwen3-14B", 5.0),  # Printed as 6 (errata 1).
         ("Qwen3-32B", 8.0),
+        ("DeepSeek-R1-Distill-Qwen-1.5B", 0.875),
+        ("DeepSeek-R1-Distill-Qwen-7B", 1.75),
+        ("DeepSeek-R1-Distill-Qwen-14B", 6.0),
+        ("DeepSeek-R1-Distill-Qwen-32B", 8.0),
     ],
 )
 def test_kv_cache_of_32768_tokens(name: str, gib: float) -> None:
@@ -78,6 +82,35 @@ def test_budget_above_the_context_reads_about_40000_entries() -> None:
     assert cost.kv_read_bytes / (2 * 57_344) == 40_000
 
 
+def test_the_released_sparse_counts_are_wrong_on_either_side() -> None:
+    """Errata 3: B L_out + (B - L_in)^2 / 2 has the wrong sign, and neither sign is clamped to L_out < B - L_in."""
+    budget_len, prompt_len, gen_len = 512, 100, 200
+    correction = 0.5 * max(0, budget_len - prompt_len) ** 2
+    assert (budget_len * gen_len + correction, budget_len * gen_len - correction) == (187_272, 17_528)
+    exact = entries_read(TopK(budget_len=budget_len), prompt_len=prompt_len, gen_len=gen_len)
+    assert exact == sum(range(prompt_len + 1, prompt_len + gen_len + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "budget_len", "percent"),
+    [("Qwen3-0.6B", 128, 190), ("Qwen3-0.6B", 1024, 24), ("Qwen3-32B", 128, 22), ("Qwen3-32B", 1024, 7.7)],
+)
+def test_a_dense_first_layer_is_not_cheap(name: str, budget_len: int, percent: float) -> None:
+    """Errata 7: one of L layers dense over 16,384 tokens, beside a method that reads its whole budget at each step."""
+    model, gen_len = MODELS[name], 16_384
+
+    def total(spec: AttentionSpec, prompt_len: int = 0) -> float:
+        return float(eflops(price(model, spec, prompt_len=prompt_len, gen_len=gen_len, convention="paper"), B200))
+
+    # A prompt of the budget's length: the budget is full from the first step on.
+    sparse, weights = total(TopK(budget_len=budget_len), budget_len), 2 * model.num_stored_params * gen_len
+    extra = ((total(Dense()) - weights) - (sparse - weights)) / model.num_layers
+    assert 100 * extra / sparse == pytest.approx(percent, rel=0.02)
+    # From an empty prompt the budget fills up, so the sparse total is smaller and the layer weighs more.
+    filling = total(TopK(budget_len=budget_len))
+    assert total(TopK(budget_len=budget_len, dense_layers=1)) / filling - 1 > extra / sparse
+
+
 def test_search_of_a_short_generation_is_not_free() -> None:
     """Errata 4: (2 L_in + T) // block floors to zero here."""
     spec = BlockTopK(page_len=1024, num_pages=1)
@@ -125,3 +158,9 @@ def test_iso_cost_length(name: str, read_off_len: int, solved_len: int) -> None:
     assert length == pytest.approx(solved_len, abs=1)
     weights_len = break_even_budget_len(MODELS[name], B200, convention="paper")
     assert length + weights_len == pytest.approx(read_off_len, rel=0.01)
+
+
+def test_iso_cost_length_of_14b_with_its_own_cache() -> None:
+    """Errata 1: the figure was drawn with 6 GiB at 32,768 tokens, which would give 18,671; 40 layers hold 5.0."""
+    length = iso_cost_len(MODELS["Qwen3-14B"], Dense(), B200, 2e16, prompt_len=0, convention="paper")
+    assert float(length) == pytest.approx(20_426, abs=1)

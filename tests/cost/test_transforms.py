@@ -20,10 +20,16 @@ from kinetics_jax.cost import (
     phi,
     request_cost,
 )
-from kinetics_jax.specs import HARDWARE, MODELS, AttentionSpec, BlockTopK, Dense, Local, TopK
+from kinetics_jax.specs import HARDWARE, MODELS, AttentionSpec, BlockTopK, Dense, Local, Quest, TopK
 
 MODEL, B200 = MODELS["Qwen3-1.7B"], HARDWARE["PAPER_B200"]
-SPECS = [Dense(), TopK(budget_len=64), Local(window_len=64), BlockTopK(page_len=16, num_pages=4, num_sink_pages=1)]
+SPECS = [
+    Dense(),
+    TopK(budget_len=64),
+    Local(window_len=60, sink_len=4, dense_layers=1),
+    BlockTopK(page_len=16, num_pages=4, num_sink_pages=1),
+    Quest(page_len=16, num_pages=4, dense_layers=2),
+]
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
 CONVENTIONS: tuple[Literal["exact", "paper"], ...] = ("exact", "paper")
 TERMS = [term.name for term in fields(Cost)]
@@ -120,6 +126,24 @@ def test_gradients_are_central_differences(spec: AttentionSpec) -> None:
             above, below = (price(*(np.array(points) + sign * step).T) for sign in (1, -1))
             wanted = (above - below) / 2e-4
             assert (np.abs(np.asarray(slope) - wanted) <= 1e-5 * (np.abs(wanted) + level)).all(), axis
+
+
+def test_gradient_in_the_batch_of_a_mixture_of_experts() -> None:
+    """More sequences touch more experts: the price of the weights falls more slowly than 1 / batch."""
+    model = MODELS["Qwen3-30B-A3B"]
+
+    def price(batch_size: Any) -> Any:
+        return request_cost(model, Dense(), prompt_len=9, gen_len=5, batch_size=batch_size, kv_dtype="int8").bytes
+
+    sizes = np.array([1.0, 2.0, 30.0, 1000.0])
+    with float64():
+        slopes = np.asarray(jax.jit(jax.vmap(jax.grad(price)))(jnp.asarray(sizes)))
+    differences = (price(sizes * (1 + 1e-5)) - price(np.maximum(sizes * (1 - 1e-5), 1.0))) / (
+        sizes * (1 + 1e-5) - np.maximum(sizes * (1 - 1e-5), 1.0)
+    )
+    np.testing.assert_allclose(slopes[1:], differences[1:], rtol=1e-5)
+    assert (slopes < 0).all()
+    assert (np.diff(price(sizes) * sizes) > 0).all()
 
 
 @every_spec
