@@ -133,6 +133,7 @@ def paged_decode(
     lengths: Int[Array, " B"],
     *,
     window_len: int | None = None,
+    sink_len: int = 0,
     token_mask: Bool[Array, "B K S"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
@@ -145,7 +146,8 @@ def paged_decode(
         value_pages: Pool of value pages.
         page_table: Page ids of each sequence in order; entries past its last page may hold anything.
         lengths: Tokens held [tokens], the newest included. Length 0 gives zeros.
-        window_len: Read only the newest tokens [tokens]; only their pages are touched.
+        window_len: Read only the newest tokens [tokens]; only their pages, and those of the sinks, are touched.
+        sink_len: First tokens that are read on top of the window [tokens].
         token_mask: Read only these positions, S = M * P.
         scale: Logit scale; None is 1/sqrt(H).
         implementation: None picks what works here; a name never falls back silently.
@@ -154,7 +156,7 @@ def paged_decode(
         Output [B, N, H] in the dtype of q.
 
     Raises:
-        ValueError: If a shape does not fit, or both a window and a mask are given.
+        ValueError: If a shape does not fit, both a window and a mask are given, or sinks without a window.
         NotImplementedError: If the named implementation does not exist here.
 
     Example:
@@ -166,7 +168,7 @@ def paged_decode(
     _validate.check_implementation(implementation)
     _validate.check_pages(key_pages, value_pages, page_table, lengths)
     _validate.check_query(q, key_pages, page_table, scale)
-    _validate.check_window(window_len, token_mask, key_pages, page_table)
+    _validate.check_window(window_len, sink_len, token_mask, key_pages, page_table)
     return _xla.paged_decode(
         q,
         key_pages,
@@ -175,6 +177,7 @@ def paged_decode(
         lengths,
         scale=_logit_scale(q, scale),
         window_len=window_len,
+        sink_len=sink_len,
         token_mask=token_mask,
     )
 
@@ -226,6 +229,49 @@ def append_kv(
     _validate.check_key_means(key_means, key_pages)
     _validate.check_new_kv(keys, values, key_pages, page_table)
     return _xla.append_kv(key_pages, value_pages, key_means, page_table, lengths, keys, values)
+
+
+def choose_pages(
+    scores: Float[Array, "B K M"],
+    num_held: Int[Array, " B"],
+    *,
+    num_blocks: int,
+    num_sink_blocks: int = 0,
+    num_local_blocks: int = 1,
+) -> Int[Array, "B K J"]:
+    """Choose the pages of highest score as `block_topk_decode` does, for scores of any kind.
+
+    Sink pages and the newest pages are always chosen and count in `num_blocks`. Equal scores go to the lowest page.
+    Tokens are chosen in the same way: as pages of one token.
+
+    Args:
+        scores: Score of each page; those of pages not held may be anything, NaN included.
+        num_held: Pages that each sequence holds: its first ones.
+        num_blocks: Pages chosen per sequence and KV head, sinks and newest included.
+        num_sink_blocks: First pages always chosen.
+        num_local_blocks: Newest pages always chosen.
+
+    Returns:
+        The logical pages chosen [B, K, min(num_blocks, M)], ascending, filled up with M where fewer are held.
+
+    Raises:
+        ValueError: If a shape does not fit or `num_blocks` < sinks + newest.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> scores = jnp.array([[[5.0, 7.0, 7.0, 0.0, 9.0]]])  # the last page is not held
+        >>> choose_pages(scores, jnp.array([4]), num_blocks=2).tolist()
+        [[[1, 3]]]
+    """
+    _validate.check_scores(scores, num_held)
+    _validate.check_blocks(num_blocks, num_sink_blocks, num_local_blocks)
+    return _xla.choose_pages(
+        scores,
+        num_held,
+        num_blocks=num_blocks,
+        num_sink_blocks=num_sink_blocks,
+        num_local_blocks=num_local_blocks,
+    )
 
 
 def gather_pages(pages: Float[Array, "R K P H"], page_table: Int[Array, "B M"]) -> Float[Array, "B K S H"]:

@@ -49,15 +49,43 @@ def reference_block_topk_decode(
     selected = []
     for b, length in enumerate(np.asarray(lengths).tolist()):
         pages = np.asarray(page_table)[b, : _num_pages(length, page_len)]
-        always = set(range(min(num_sink_blocks, len(pages))))
-        always |= set(range(max(0, len(pages) - num_local_blocks), len(pages)))
         selected.append([])
         for k in range(num_kv_heads):
             q_GH = q_BNH[b, k * group : (k + 1) * group]
             score_M = (q_GH @ means_RKH[pages, k].T).mean(axis=0) / math.sqrt(q.shape[2])
-            rest = sorted(set(range(len(pages))) - always, key=lambda m: (-score_M[m], m))
-            selected[b].append(sorted(always | set(rest[: num_blocks - len(always)])))
-    read = [[[m * page_len + p for m in pages for p in range(page_len)] for pages in sequence] for sequence in selected]
+            selected[b].append(_choose(score_M, num_blocks, num_sink_blocks, num_local_blocks))
+    read = _slots(selected, page_len)
+    return _attend(q, key_pages, value_pages, page_table, lengths, read, scale), selected
+
+
+def reference_quest_decode(
+    q: Float[Array, "B N H"],
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    *,
+    num_blocks: int,
+    num_sink_blocks: int = 0,
+    num_local_blocks: int = 1,
+    scale: float | None = None,
+) -> tuple[np.ndarray, list[list[list[int]]]]:
+    """Return the output [B, N, H] and the pages read: those with the largest group-mean bound of q . key."""
+    group, page_len = q.shape[1] // key_pages.shape[1], key_pages.shape[2]
+    q_BNH, keys_RKPH = np.asarray(q, np.float64), np.asarray(key_pages, np.float64)
+    selected = []
+    for b, length in enumerate(np.asarray(lengths).tolist()):
+        selected.append([])
+        for k in range(key_pages.shape[1]):
+            key_SH = _tokens(keys_RKPH[:, k], np.asarray(page_table)[b], length, page_len)
+            score_M = np.zeros(_num_pages(length, page_len))
+            for m in range(len(score_M)):
+                page_PH = key_SH[m * page_len : (m + 1) * page_len]
+                for n in range(k * group, (k + 1) * group):
+                    bound_H = np.maximum(q_BNH[b, n] * page_PH.min(axis=0), q_BNH[b, n] * page_PH.max(axis=0))
+                    score_M[m] += bound_H.sum() / group
+            selected[b].append(_choose(score_M, num_blocks, num_sink_blocks, num_local_blocks))
+    read = _slots(selected, page_len)
     return _attend(q, key_pages, value_pages, page_table, lengths, read, scale), selected
 
 
@@ -69,16 +97,17 @@ def reference_paged_decode(
     lengths: Int[Array, " B"],
     *,
     window_len: int | None = None,
+    sink_len: int = 0,
     scale: float | None = None,
 ) -> np.ndarray:
-    """Return the output [B, N, H] of attention to the whole context or to its newest tokens."""
+    """Return the output [B, N, H] of attention to the whole context, or to its newest and first tokens."""
     _validate.check_pages(key_pages, value_pages, page_table, lengths)
     _validate.check_query(q, key_pages, page_table, scale)
-    _validate.check_window(window_len, None, key_pages, page_table)
-    starts = [0 if window_len is None else max(0, length - window_len) for length in np.asarray(lengths).tolist()]
+    _validate.check_window(window_len, sink_len, None, key_pages, page_table)
     read = [
-        [list(range(start, length))] * key_pages.shape[1]
-        for start, length in zip(starts, np.asarray(lengths).tolist(), strict=True)
+        [[s for s in range(length) if window_len is None or s < sink_len or s >= length - window_len]]
+        * key_pages.shape[1]
+        for length in np.asarray(lengths).tolist()
     ]
     return _attend(q, key_pages, value_pages, page_table, lengths, read, scale)
 
@@ -91,9 +120,11 @@ def reference_topk_decode(
     lengths: Int[Array, " B"],
     *,
     budget_len: int,
+    sink_len: int = 0,
+    local_len: int = 0,
     scale: float | None = None,
 ) -> tuple[np.ndarray, list[list[list[int]]]]:
-    """Return the output [B, N, H] and the tokens read: those with the largest group-mean score."""
+    """Return the output [B, N, H] and the tokens read: first, newest and those with the largest group-mean score."""
     group, page_len = q.shape[1] // key_pages.shape[1], key_pages.shape[2]
     q_BNH, keys_RKPH = np.asarray(q, np.float64), np.asarray(key_pages, np.float64)
     read = []
@@ -102,8 +133,21 @@ def reference_topk_decode(
         for k in range(key_pages.shape[1]):
             key_SH = _tokens(keys_RKPH[:, k], np.asarray(page_table)[b], length, page_len)
             score_S = (q_BNH[b, k * group : (k + 1) * group] @ key_SH.T).mean(axis=0)
-            read[b].append(sorted(sorted(range(length), key=lambda s: (-score_S[s], s))[:budget_len]))
+            read[b].append(_choose(score_S, budget_len, sink_len, local_len))
     return _attend(q, key_pages, value_pages, page_table, lengths, read, scale), read
+
+
+def _choose(score_M: np.ndarray, num_read: int, num_first: int, num_newest: int) -> list[int]:
+    """Return the first, the newest and then the best of the scored pages or tokens, `num_read` in all, ascending."""
+    num_held = len(score_M)
+    always = [m for m in range(num_held) if m < num_first or m >= num_held - num_newest]
+    rest = sorted(set(range(num_held)) - set(always), key=lambda m: (-score_M[m], m))
+    return sorted(always + rest[: num_read - len(always)])
+
+
+def _slots(selected: list[list[list[int]]], page_len: int) -> list[list[list[int]]]:
+    """Return the positions of the slots of the selected pages."""
+    return [[[m * page_len + p for m in pages for p in range(page_len)] for pages in sequence] for sequence in selected]
 
 
 def _attend(

@@ -103,15 +103,38 @@ def check_new_kv(keys: Array, values: Array, key_pages: Array, page_table: Array
     _check_array("values", values, "[B, K, H]", wanted)
 
 
-def check_window(window_len: int | None, token_mask: Array | None, key_pages: Array, page_table: Array) -> None:
-    """Check the two optional restrictions of the dense decode.
+def check_scores(scores: Array, num_held: Array) -> None:
+    """Check page scores [B, K, M] and the page counts [B] of the sequences.
 
     Raises:
-        ValueError: If the window is empty or the mask is not bool [B, K, M * P].
+        ValueError: If a shape or dtype does not fit.
+    """
+    if scores.ndim != 3:
+        raise ValueError(f"scores must be [B, K, M]; got shape {scores.shape}")
+    _check_array("num_held", num_held, "[B] of scores", scores.shape[:1])
+    if not jnp.issubdtype(num_held.dtype, jnp.integer):
+        raise ValueError(f"num_held must be int32; got {num_held.dtype}")
+
+
+def check_window(
+    window_len: int | None, sink_len: int, token_mask: Array | None, key_pages: Array, page_table: Array
+) -> None:
+    """Check the optional restrictions of the dense decode: a window with sinks, or a mask.
+
+    Raises:
+        ValueError: If the window is empty, the sinks have no window or a negative length, the mask is not bool
+            [B, K, M * P], or there is a window beside it.
     """
     if window_len is not None and window_len < 1:
         raise ValueError(f"window_len must be at least 1 token; got {window_len}. Use None to read everything")
+    if sink_len < 0 or (sink_len > 0 and window_len is None):
+        raise ValueError(
+            f"sink_len counts the first tokens read on top of a window; got sink_len={sink_len}, "
+            f"window_len={window_len}. Use sink_len=0, or set window_len."
+        )
     if token_mask is not None:
+        if window_len is not None:
+            raise ValueError("a window and a mask exclude each other; got both. Put the window into token_mask.")
         batch_size, max_pages = page_table.shape
         wanted = (batch_size, key_pages.shape[1], max_pages * key_pages.shape[2])
         _check_array("token_mask", token_mask, "[B, K, M * P]", wanted)

@@ -73,44 +73,54 @@ def paged_decode(
     lengths: Int[Array, " B"],
     *,
     scale: float,
-    window_len: int | None,
-    token_mask: Bool[Array, "B K S"] | None,
+    window_len: int | None = None,
+    sink_len: int = 0,
+    token_mask: Bool[Array, "B K S"] | None = None,
 ) -> Float[Array, "B N H"]:
-    """Read the whole context, its newest `window_len` tokens, or the tokens in `token_mask`."""
+    """Read the whole context, its newest `window_len` and first `sink_len` tokens, or the tokens in `token_mask`."""
     page_len, max_pages = key_pages.shape[2], page_table.shape[1]
     pages = jnp.arange(max_pages, dtype=jnp.int32)[None, :]
     if window_len is not None:
-        # A window of W tokens touches at most ceil((W - 1) / P) + 1 pages: read no others.
+        # A window of W tokens touches at most ceil((W - 1) / P) + 1 pages: read no others but those of the sinks.
         num_window_pages = (window_len + page_len - 2) // page_len + 1
-        if num_window_pages < max_pages:
+        num_sink_pages = (sink_len + page_len - 1) // page_len
+        if num_window_pages + num_sink_pages < max_pages:
             newest = jnp.clip((lengths - 1) // page_len, num_window_pages - 1, max_pages - 1)
-            pages = newest[:, None] + jnp.arange(1 - num_window_pages, 1, dtype=jnp.int32)[None, :]
+            window = newest[:, None] + jnp.arange(1 - num_window_pages, 1, dtype=jnp.int32)[None, :]
+            sinks = jnp.arange(num_sink_pages, dtype=jnp.int32)[None, :]
+            # A sink page that the window reaches is read there: once, not twice.
+            sinks = jnp.where(sinks < window[:, :1], sinks, max_pages)
+            pages = jnp.concatenate([sinks, window], axis=1)
             page_table = jnp.take_along_axis(page_table, pages, axis=1, mode="clip")
     positions = _slot_positions(pages, page_len)
     mask = positions < lengths[:, None]
     if window_len is not None:
-        mask &= positions >= lengths[:, None] - window_len
+        mask &= (positions < sink_len) | (positions >= lengths[:, None] - window_len)
     mask = mask[:, None, :] if token_mask is None else mask[:, None, :] & token_mask
     return attend_pages(q, key_pages, value_pages, page_table[:, None, :], mask, scale)
 
 
-def select_pages(
-    q: Float[Array, "B N H"],
-    key_means: Float[Array, "R K H"],
-    page_table: Int[Array, "B M"],
+def score_pages(
+    q: Float[Array, "B N H"], key_means: Float[Array, "R K H"], page_table: Int[Array, "B M"]
+) -> Float[Array, "B K M"]:
+    """Score every page of the table by its mean key; what lies past the last page gets any number, NaN included."""
+    batch_size, head_dim, num_kv_heads = q.shape[0], q.shape[2], key_means.shape[1]
+    # The mean over the group of q.mean is (mean q).mean; 1/sqrt(H) > 0 changes no order.
+    group_q = jnp.mean(q.astype(jnp.float32).reshape(batch_size, num_kv_heads, -1, head_dim), axis=2)
+    means = gather_heads(key_means, page_table[:, None, :])
+    return _dot("BKH,BKMH->BKM", group_q, means.astype(jnp.float32))
+
+
+def choose_pages(
+    scores: Float[Array, "B K M"],
     num_held: Int[Array, " B"],
     *,
     num_blocks: int,
     num_sink_blocks: int,
     num_local_blocks: int,
 ) -> Int[Array, "B K J"]:
-    """Choose `num_blocks` < M pages of the `num_held` first ones; ascending, and M where no page is left to choose."""
-    batch_size, head_dim = q.shape[0], q.shape[2]
-    max_pages, num_kv_heads = page_table.shape[1], key_means.shape[1]
-    # The mean over the group of q.mean is (mean q).mean; 1/sqrt(H) > 0 changes no order.
-    group_q = jnp.mean(q.astype(jnp.float32).reshape(batch_size, num_kv_heads, -1, head_dim), axis=2)
-    means = gather_heads(key_means, page_table[:, None, :])
-    scores = _dot("BKH,BKMH->BKM", group_q, means.astype(jnp.float32))
+    """Choose pages among the `num_held` first ones; ascending, and M where no page is left to choose."""
+    max_pages = scores.shape[2]
     # top_k orders -0.0 below 0.0; for us they tie.
     scores = jnp.where(scores == 0, 0.0, scores)
     page = jnp.arange(max_pages, dtype=jnp.int32)[None, None, :]
@@ -118,7 +128,7 @@ def select_pages(
     always = (page < num_sink_blocks) | (page >= held - num_local_blocks)
     scores = jnp.where(always, jnp.inf, scores)
     scores = jnp.where(page < held, scores, -jnp.inf)
-    _, selected = jax.lax.top_k(scores, num_blocks)  # equal scores: the lower index comes first
+    _, selected = jax.lax.top_k(scores, min(num_blocks, max_pages))  # equal scores: the lower index comes first
     selected = jnp.where(selected < held, selected, max_pages)
     # Ascending, so that a budget that covers the context adds up in the order of the dense path.
     return jnp.sort(selected, axis=-1)
@@ -145,14 +155,9 @@ def block_topk_decode(
         pages = jnp.arange(max_pages, dtype=jnp.int32)[None, :]
         selected = jnp.where(pages < num_held[:, None], pages, max_pages)[:, None, :]
         selected = jnp.broadcast_to(selected, (batch_size, num_kv_heads, max_pages))
-        out = paged_decode(
-            q, key_pages, value_pages, page_table, lengths, scale=scale, window_len=None, token_mask=None
-        )
-        return out, selected
-    selected = select_pages(
-        q,
-        key_means,
-        page_table,
+        return paged_decode(q, key_pages, value_pages, page_table, lengths, scale=scale), selected
+    selected = choose_pages(
+        score_pages(q, key_means, page_table),
         num_held,
         num_blocks=num_blocks,
         num_sink_blocks=num_sink_blocks,

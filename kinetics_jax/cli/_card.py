@@ -12,7 +12,7 @@ import numpy as np
 
 from kinetics_jax.accuracy import coverage_at_len
 from kinetics_jax.scaling import accuracy_by_budget
-from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, ModelSpec, parse_attention
+from kinetics_jax.specs import AttentionSpec, Dense, ModelSpec, PageSelection, parse_attention
 from kinetics_jax.traces import TraceTable, read_tables
 from kinetics_jax.training import MINI_RECIPES, Recipe, mini_recipe, read_training_record
 from kinetics_jax.zoo import FAMILY_NOTES, MINI_MODELS, RECORDED_TRACES, load_zoo_model
@@ -109,7 +109,8 @@ def _by_budget(tables: Iterable[TraceTable]) -> list[dict[str, Any]]:
     rows = []
     for table, point in zip(tables, accuracy_by_budget(tables), strict=True):
         spec = parse_attention(table.attention)
-        label = f"{point.method}, pages of {spec.page_len}" if isinstance(spec, BlockTopK) else point.method
+        pages = f", pages of {spec.page_len}" if isinstance(spec, PageSelection) else ""
+        label = point.method + pages + (f", {point.options}" if point.options else "")
         rows.append({"attention": table.attention, "label": label, **asdict(point)})
     return sorted(rows, key=lambda row: (row["label"], row["budget_len"] or 0))
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from kinetics_jax.attention import PagedCache, init_shared_cache, write_prompt
 from kinetics_jax.models import Decoder
-from kinetics_jax.specs import DEFAULT_PAGE_LEN, AttentionSpec, BlockTopK, Dense, SamplingSpec
+from kinetics_jax.specs import DEFAULT_PAGE_LEN, AttentionSpec, Dense, PageSelection, SamplingSpec
 
 from ._token import sample_token
 
@@ -71,14 +71,14 @@ def generate(
         stop_ids: Tokens that end a trial (static).
         attention: Which cache entries a decode step reads; None is `Dense()`.
         sampling: How tokens are drawn; None is `SamplingSpec()`, temperature 1.
-        page_len: Tokens in a page; None follows a `BlockTopK` spec, else `DEFAULT_PAGE_LEN`.
+        page_len: Tokens in a page; None follows a spec that selects pages, else `DEFAULT_PAGE_LEN`.
 
     Returns:
         The trials.
 
     Raises:
-        ValueError: If a count is not positive, `prompt_len` is known and out of range, or the page length
-            contradicts the attention spec.
+        ValueError: If a count is not positive, `prompt_len` is known and out of range, or the page length or the
+            model's layers contradict the attention spec.
 
     Example:
         >>> from functools import partial
@@ -91,7 +91,7 @@ def generate(
     """
     attention = Dense() if attention is None else attention
     if page_len is None:
-        page_len = attention.page_len if isinstance(attention, BlockTopK) else DEFAULT_PAGE_LEN
+        page_len = attention.page_len if isinstance(attention, PageSelection) else DEFAULT_PAGE_LEN
     prompt_len = prompt_ids.shape[0] if prompt_len is None else prompt_len
     _validate(prompt_ids.shape[0], prompt_len, num_trials, max_gen_len)
     state = _prefill(model, prompt_ids, prompt_len, num_trials=num_trials, max_gen_len=max_gen_len, page_len=page_len)

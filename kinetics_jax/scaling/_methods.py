@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kinetics_jax.specs import BlockTopK, Dense, parse_attention
+from kinetics_jax.specs import Dense, PageSelection, parse_attention
 from kinetics_jax.traces import TraceTable
 
 from ._allocation import percentile_interval
@@ -17,9 +17,9 @@ class MethodPoint:
 
     Attributes:
         model: Model name.
-        method: Attention method ("dense", "topk", "block_topk", "local").
+        method: Attention method ("dense", "topk", "block_topk", "quest", "local").
         budget_len: Tokens read per step, layer and KV head; None for dense.
-        page_len: Tokens of a page of block top-k; None for methods without pages.
+        page_len: Tokens of a page of block top-k or Quest; None for methods without pages.
         accuracy: Share of right trials (Pass@1 at full length), mean over problems.
         low: Lower end of the 90% bootstrap interval over problems.
         high: Upper end.
@@ -28,6 +28,7 @@ class MethodPoint:
 
     model: str
     method: str
+    options: str
     budget_len: int | None
     page_len: int | None
     accuracy: float
@@ -57,9 +58,10 @@ def accuracy_by_budget(tables: Iterable[TraceTable], *, seed: int = 0) -> tuple[
         points.append(
             MethodPoint(
                 model=table.model,
-                method=table.attention.partition(":")[0],
+                method=table.attention.partition(",")[0].partition(":")[0],
+                options=table.attention.partition(",")[2],
                 budget_len=None if isinstance(spec, Dense) else spec.budget_len,
-                page_len=spec.page_len if isinstance(spec, BlockTopK) else None,
+                page_len=spec.page_len if isinstance(spec, PageSelection) else None,
                 accuracy=float(right_Q.mean()),
                 low=float(low[0]),
                 high=float(high[0]),

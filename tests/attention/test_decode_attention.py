@@ -1,5 +1,6 @@
-"""decode_attention: the four specs against the oracles, alone, in a loop and under vmap."""
+"""decode_attention: every spec and option against the oracles, alone, in a loop and under vmap."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 from kinetics_jax.attention import PagedCache, advance, append, decode_attention, init_shared_cache, write_prompt
-from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, Local, ModelSpec, TopK
+from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, Local, ModelSpec, Quest, TopK
 from pallas_kernels._reference import (
     reference_block_topk_decode,
     reference_key_means,
     reference_paged_decode,
+    reference_quest_decode,
     reference_topk_decode,
 )
 
@@ -33,15 +35,20 @@ TABLE_LEN = 20
 SPECS = [
     Dense(),
     TopK(budget_len=5),
+    TopK(budget_len=7, sink_len=2, local_len=3),
     BlockTopK(page_len=4, num_pages=2),
     BlockTopK(page_len=4, num_pages=3, num_sink_pages=1),
+    BlockTopK(page_len=4, num_pages=3, num_local_pages=2),
+    Quest(page_len=4, num_pages=2),
+    Quest(page_len=4, num_pages=4, num_sink_pages=1, num_local_pages=2),
     Local(window_len=6),
+    Local(window_len=5, sink_len=3),
 ]
 FULL_SPECS = [
-    TopK(budget_len=TABLE_LEN),
-    BlockTopK(page_len=4, num_pages=5),
-    BlockTopK(page_len=4, num_pages=9, num_sink_pages=2),
-    Local(window_len=TABLE_LEN),
+    TopK(budget_len=TABLE_LEN, sink_len=3, local_len=2),
+    BlockTopK(page_len=4, num_pages=9, num_sink_pages=2, num_local_pages=2),
+    Quest(page_len=4, num_pages=5, num_sink_pages=2),
+    Local(window_len=TABLE_LEN - 3, sink_len=3),
 ]
 
 
@@ -76,6 +83,7 @@ def decode(spec: AttentionSpec, cache: PagedCache, noise: jax.Array) -> tuple[Pa
 
 
 run = jax.jit(decode, static_argnums=0)
+append_token = jax.jit(lambda cache, k, v: append(cache, 1, k, v))
 
 
 def oracle(spec: AttentionSpec, q: jax.Array, cache: PagedCache, layer: int) -> np.ndarray:
@@ -83,21 +91,25 @@ def oracle(spec: AttentionSpec, q: jax.Array, cache: PagedCache, layer: int) -> 
     match spec:
         case Dense():
             return reference_paged_decode(q, *pages, table, lengths)
-        case Local(window_len=window_len):
-            return reference_paged_decode(q, *pages, table, lengths, window_len=window_len)
-        case TopK(budget_len=budget_len):
-            return reference_topk_decode(q, *pages, table, lengths, budget_len=budget_len)[0]
-        case BlockTopK(num_pages=num_pages, num_sink_pages=num_sinks):
+        case Local(window_len=window_len, sink_len=sink_len):
+            return reference_paged_decode(q, *pages, table, lengths, window_len=window_len, sink_len=sink_len)
+        case TopK(budget_len=budget_len, sink_len=sink_len, local_len=local_len):
+            counts = {"budget_len": budget_len, "sink_len": sink_len, "local_len": local_len}
+            return reference_topk_decode(q, *pages, table, lengths, **counts)[0]
+        case BlockTopK() | Quest():
+            blocks = {
+                "num_blocks": spec.num_pages,
+                "num_sink_blocks": spec.num_sink_pages,
+                "num_local_blocks": spec.num_local_pages,
+            }
+            if isinstance(spec, Quest):
+                return reference_quest_decode(q, *pages, table, lengths, **blocks)[0]
             means = jnp.asarray(reference_key_means(pages[0], table, lengths), "float32")
-            return reference_block_topk_decode(
-                q, *pages, means, table, lengths, num_blocks=num_pages, num_sink_blocks=num_sinks
-            )[0]
+            return reference_block_topk_decode(q, *pages, means, table, lengths, **blocks)[0]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_every_step_equals_the_oracle(spec, rng):
-    cache = start(0, 6)
-    append_token = jax.jit(lambda cache, k, v: append(cache, 1, k, v))
     traces = []
 
     @jax.jit
@@ -105,15 +117,35 @@ def test_every_step_equals_the_oracle(spec, rng):
         traces.append(spec)
         return decode_attention(spec, q, cache, 1)
 
-    for _ in range(MAX_GEN_LEN):
-        k, v, q = normal(rng, 3, NUM_TRIALS, 6, 8)
-        cache = append_token(cache, k[:, :2], v[:, :2])
-        np.testing.assert_allclose(attend(q, cache), oracle(spec, q, cache, 1), atol=3e-6)
-        cache = advance(cache)
+    for prompt_len in (1, 11):  # contexts of 2 .. 10 and 12 .. 20: within every budget, and the whole table
+        cache = start(prompt_len, prompt_len)
+        for _ in range(MAX_GEN_LEN):
+            k, v, q = normal(rng, 3, NUM_TRIALS, 6, 8)
+            cache = append_token(cache, k[:, :2], v[:, :2])
+            np.testing.assert_allclose(attend(q, cache), oracle(spec, q, cache, 1), atol=3e-6)
+            cache = advance(cache)
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("spec", [Dense(), SPECS[3]], ids=str)
+def test_what_is_not_held_never_leaks(rng):
+    k, v, q = normal(rng, 3, NUM_TRIALS, 6, 8)
+    sparse = [spec for spec in SPECS if not isinstance(spec, Dense) and spec.budget_len < 12]
+    attend = jax.jit(lambda cache: [decode_attention(spec, q, cache, 1) for spec in sparse])
+    for prompt_len in (3, 9, 11):
+        cache = append_token(start(prompt_len, prompt_len), k[:, :2], v[:, :2])
+        table, pools = np.asarray(cache.page_table), jax.device_get((cache.key_pages, cache.value_pages))
+        blank = np.ones((pools[0].shape[1], PAGE_LEN), bool)
+        for s in range(prompt_len + 1):
+            blank[table[:, s // PAGE_LEN], s % PAGE_LEN] = False
+        keys, values = (jnp.asarray(np.where(blank[:, None, :, None], np.float32("nan"), pool)) for pool in pools)
+        means = np.where(np.reshape(blank.all(axis=1), (-1, 1, 1)), np.float32("nan"), np.asarray(cache.key_means))
+        poisoned = dataclasses.replace(cache, key_pages=keys, value_pages=values, key_means=jnp.asarray(means))
+        for clean, out in zip(attend(cache), attend(poisoned), strict=True):
+            np.testing.assert_array_equal(out, clean)
+            assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("spec", [Dense(), SPECS[4]], ids=str)
 def test_the_loop_updates_the_pools_in_place(spec, rng):
     """The compiled loop holds no copy of a pool: a step touches what it reads and the page that it writes."""
     noise, cache = normal(rng, MAX_GEN_LEN, NUM_TRIALS, 6, 8), start(0, 6)
@@ -133,9 +165,7 @@ def test_budget_over_the_table_is_dense_bit_for_bit(spec, rng):
     jax.tree.map(np.testing.assert_array_equal, cache, dense_cache)
 
 
-@pytest.mark.parametrize(
-    "spec", [TopK(budget_len=16), BlockTopK(page_len=4, num_pages=4), Local(window_len=16)], ids=str
-)
+@pytest.mark.parametrize("spec", [TopK(budget_len=16), Quest(page_len=4, num_pages=4), Local(window_len=16)], ids=str)
 def test_budget_over_the_context_is_dense(spec, rng):
     # 7 + 9 = 16 tokens in a table of 20.
     noise = normal(rng, MAX_GEN_LEN, NUM_TRIALS, 6, 8)
@@ -144,18 +174,27 @@ def test_budget_over_the_context_is_dense(spec, rng):
     np.testing.assert_allclose(run(spec, start(2, 7), noise)[1], dense, atol=2e-5)
 
 
-def test_topk_ties_go_to_the_lowest_token():
-    @jax.jit
-    def step(cache, zeros):  # every score is 0
-        return decode_attention(TopK(budget_len=3), zeros, append(cache, 0, zeros[:, :2], zeros[:, :2]), 0)
+def test_equal_scores_go_to_the_lowest_and_every_entry_counts_once():
+    """With q = 0 all scores are equal, and the output is the plain mean of the values read."""
+    read = {  # of tokens 0 .. 8 in pages of 4: the newest page holds token 8 alone
+        TopK(budget_len=3): [0, 1, 2],
+        TopK(budget_len=4, sink_len=1, local_len=2): [0, 1, 7, 8],
+        BlockTopK(page_len=4, num_pages=2, num_local_pages=2): [4, 5, 6, 7, 8],
+        Quest(page_len=4, num_pages=2): [0, 1, 2, 3, 8],
+        Quest(page_len=4, num_pages=2, num_local_pages=2): [4, 5, 6, 7, 8],
+        Local(window_len=2, sink_len=3): [0, 1, 2, 7, 8],
+        Local(window_len=7, sink_len=4): list(range(9)),
+    }
+    zeros = jnp.zeros((NUM_TRIALS, 6, 8))
+    cache = append_token(start(3, 8), zeros[:, :2], zeros[:, :2])
+    outs = jax.jit(lambda cache: [decode_attention(spec, zeros, cache, 1) for spec in read])(cache)
+    values = np.asarray(cache.value_pages)[1, np.asarray(cache.page_table)[0]].swapaxes(1, 2).reshape(-1, 2, 8)
+    for out, positions in zip(outs, read.values(), strict=True):
+        wanted = np.repeat(values[positions].mean(axis=0), 3, axis=0)
+        np.testing.assert_allclose(out, np.broadcast_to(wanted, out.shape), atol=1e-6)
 
-    cache = start(3, 8)
-    values = np.asarray(cache.value_pages)[0, 0, :, :3].mean(axis=1)  # the first three tokens, [K, H]
-    wanted = np.broadcast_to(np.repeat(values, 3, axis=0), (3, 6, 8))
-    np.testing.assert_allclose(step(cache, jnp.zeros((3, 6, 8))), wanted, atol=1e-6)
 
-
-@pytest.mark.parametrize("spec", [TopK(budget_len=5), BlockTopK(page_len=4, num_pages=3, num_sink_pages=1)], ids=str)
+@pytest.mark.parametrize("spec", [SPECS[2], SPECS[7]], ids=str)
 def test_vmap_over_problems_equals_one_at_a_time(spec, rng):
     prompt_lens, noise = jnp.array([1, 4, 11]), normal(rng, 3, 4, NUM_TRIALS, 6, 8)
     caches = [start(4, prompt_len) for prompt_len in prompt_lens]
@@ -167,7 +206,7 @@ def test_vmap_over_problems_equals_one_at_a_time(spec, rng):
         np.testing.assert_array_equal(cache.lengths[i], single_cache.lengths)
 
 
-@pytest.mark.parametrize("spec", [TopK(budget_len=5), BlockTopK(page_len=4, num_pages=2)], ids=str)
+@pytest.mark.parametrize("spec", [TopK(budget_len=5), SPECS[3], SPECS[6], SPECS[9]], ids=str)
 def test_a_trial_does_not_depend_on_the_others(spec, rng):
     @jax.jit
     def step(cache, q, k, v):
@@ -180,6 +219,7 @@ def test_a_trial_does_not_depend_on_the_others(spec, rng):
     np.testing.assert_array_equal(changed[0], out[0])
 
 
-def test_page_len_of_the_spec_must_be_the_cache_s():
+@pytest.mark.parametrize("method", [BlockTopK, Quest])
+def test_page_len_of_the_spec_must_be_the_cache_s(method):
     with pytest.raises(ValueError, match="Build the cache with page_len=8"):
-        decode_attention(BlockTopK(page_len=8, num_pages=2), jnp.ones((3, 6, 8)), start(6, 5), 0)
+        decode_attention(method(page_len=8, num_pages=2), jnp.ones((3, 6, 8)), start(6, 5), 0)

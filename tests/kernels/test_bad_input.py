@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import append_kv, block_topk_decode, paged_decode
+from pallas_kernels import append_kv, block_topk_decode, choose_pages, paged_decode
 from pallas_kernels._reference import reference_block_topk_decode
-from pallas_kernels._validate import check_implementation, check_pages
+from pallas_kernels._validate import check_implementation, check_pages, check_scores
 
 
 @pytest.mark.parametrize("decode", [block_topk_decode, reference_block_topk_decode])
@@ -35,6 +35,22 @@ def test_shapes(make_case):
         paged_decode(*case.dense, window_len=0)
     with pytest.raises(ValueError, match="token_mask must have shape"):
         paged_decode(*case.dense, token_mask=jnp.ones((2, 2, 5), bool))
+    with pytest.raises(ValueError, match="a window and a mask exclude each other"):
+        paged_decode(*case.dense, token_mask=jnp.ones((2, 2, 24), bool), window_len=4)
+    with pytest.raises(ValueError, match="got sink_len=4, window_len=None"):
+        paged_decode(*case.dense, sink_len=4)
+    with pytest.raises(ValueError, match="got sink_len=-1, window_len=4"):
+        paged_decode(*case.dense, window_len=4, sink_len=-1)
+
+
+def test_scores():
+    scores, num_held = jnp.ones((3, 2, 5)), jnp.array([5, 1, 0])
+    with pytest.raises(ValueError, match=r"num_held must have shape \[B\] of scores = \(3,\); got \(2,\)"):
+        check_scores(scores, num_held[:2])
+    with pytest.raises(ValueError, match=r"scores must be \[B, K, M\]; got shape \(3, 2\)"):
+        check_scores(scores[:, :, 0], num_held)
+    with pytest.raises(ValueError, match="num_blocks >= 3"):
+        choose_pages(scores, num_held, num_blocks=2, num_sink_blocks=2)
 
 
 @pytest.mark.parametrize("name", ["mosaic_gpu", "triton", "mosaic_tpu"])

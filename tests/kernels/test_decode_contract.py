@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import block_topk_decode as eager_block_topk_decode
-from pallas_kernels import gather_pages
+from pallas_kernels import choose_pages, gather_pages
 from pallas_kernels import paged_decode as eager_paged_decode
-from pallas_kernels._reference import reference_block_topk_decode, reference_paged_decode
+from pallas_kernels._reference import _choose, reference_block_topk_decode, reference_paged_decode
 
 block_topk_decode = jax.jit(
     eager_block_topk_decode,
@@ -23,7 +23,7 @@ block_topk_decode = jax.jit(
         "return_selection",
     ),
 )
-paged_decode = jax.jit(eager_paged_decode, static_argnames=("window_len", "scale", "implementation"))
+paged_decode = jax.jit(eager_paged_decode, static_argnames=("window_len", "sink_len", "scale", "implementation"))
 
 IMPLEMENTATIONS = ["xla"]
 # Around the page edges of pages of 4, beside 0 and 1, in a batch of odd size.
@@ -58,11 +58,43 @@ def test_block_topk_equals_the_oracle(make_case, assert_close, implementation, d
     assert_close(out, wanted)
 
 
-@pytest.mark.parametrize("window_len", [1, 4, 5, 9, 99])
-def test_window_equals_the_oracle(make_case, assert_close, window_len):
+@pytest.mark.parametrize(
+    ("window_len", "sink_len"),
+    [(1, 0), (4, 0), (5, 0), (9, 0), (99, 0), (1, 1), (4, 5), (6, 9), (3, 99)],
+)
+def test_window_equals_the_oracle(make_case, assert_close, window_len, sink_len):
     case = make_case(LENGTHS, seed=2)
-    out = paged_decode(*case.dense, window_len=window_len)
-    assert_close(out, reference_paged_decode(*case.dense, window_len=window_len))
+    out = paged_decode(*case.dense, window_len=window_len, sink_len=sink_len)
+    assert_close(out, reference_paged_decode(*case.dense, window_len=window_len, sink_len=sink_len))
+
+
+def test_a_window_touches_its_pages_and_those_of_the_sinks_only(make_case):
+    case = make_case([5, 24, 17])
+    # 5 tokens lie in at most 2 pages of 4, 3 sinks in 1: 12 slots of 24.
+    program = str(jax.make_jaxpr(lambda case: eager_paged_decode(*case.dense, window_len=5, sink_len=3))(case))
+    assert "f32[3,2,12,8]" in program
+    assert ",24,8]" not in program
+
+
+@pytest.mark.parametrize(("num_blocks", "num_sinks", "num_local"), [(2, 0, 0), (3, 1, 2), (5, 2, 1), (9, 0, 1)])
+def test_pages_of_any_score_are_chosen_as_by_the_oracle(num_blocks, num_sinks, num_local):
+    rng = np.random.default_rng(num_blocks)
+    num_held = np.arange(8)
+    scores = rng.integers(-2, 3, (8, 2, 7)) * rng.choice([-0.0, 1.0], (8, 2, 7))  # many ties, zeros of both signs
+    poisoned = np.where(np.arange(7) < num_held[:, None, None], scores, np.nan)
+    chosen = choose_pages(
+        jnp.asarray(poisoned, "float32"),
+        jnp.asarray(num_held, "int32"),
+        num_blocks=num_blocks,
+        num_sink_blocks=num_sinks,
+        num_local_blocks=num_local,
+    )
+    wanted = [
+        [_choose(score_M[:held], num_blocks, num_sinks, num_local) for score_M in score_KM]
+        for score_KM, held in zip(scores, num_held.tolist(), strict=True)
+    ]
+    assert chosen.shape == (8, 2, min(num_blocks, 7))
+    assert chosen.tolist() == [[pages + [7] * (chosen.shape[2] - len(pages)) for pages in row] for row in wanted]
 
 
 @settings(max_examples=25)

@@ -10,6 +10,7 @@ from pallas_kernels._reference import (
     reference_block_topk_decode,
     reference_key_means,
     reference_paged_decode,
+    reference_quest_decode,
     reference_topk_decode,
 )
 
@@ -34,6 +35,12 @@ def test_dense_reads_through_the_table_and_stops_at_the_length():
     assert out.item() == 4  # mean of 1, 2, 9
     out = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, jnp.array([[0, 1]]), jnp.array([3]), window_len=2)
     assert out.item() == 5.5  # mean of 2, 9
+    window = {"window_len": 1, "sink_len": 1}
+    out = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, jnp.array([[0, 1]]), jnp.array([3]), **window)
+    assert out.item() == 5  # mean of 1, 9
+    window = {"window_len": 2, "sink_len": 2}
+    out = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, jnp.array([[0, 1]]), jnp.array([3]), **window)
+    assert out.item() == 4  # 2 is sink and window: read once
 
 
 def test_length_zero_gives_zero():
@@ -82,3 +89,36 @@ def test_topk_tokens():
     assert read == [[[1, 2]]]
     assert out.item() == pytest.approx(3)
     assert reference_topk_decode(jnp.ones((1, 1, 1)), keys, values, table, lengths, budget_len=1)[1] == [[[1]]]
+
+
+@pytest.mark.parametrize(
+    ("budget_len", "sink_len", "local_len", "read"),
+    # Scores 0, 3, 3, 1, 2.
+    [(3, 1, 0, [0, 1, 2]), (3, 0, 1, [1, 2, 4]), (3, 1, 1, [0, 1, 4]), (2, 1, 1, [0, 4]), (9, 2, 9, [0, 1, 2, 3, 4])],
+)
+def test_topk_counts_sinks_and_newest_tokens(budget_len: int, sink_len: int, local_len: int, read: list[int]):
+    keys = pages_of(0, 3, 3, 1, 2, np.nan, page_len=2)
+    table, lengths = jnp.array([[0, 1, 2]]), jnp.array([5])
+    kwargs = {"budget_len": budget_len, "sink_len": sink_len, "local_len": local_len}
+    assert reference_topk_decode(jnp.ones((1, 1, 1)), keys, keys, table, lengths, **kwargs)[1] == [[read]]
+
+
+@pytest.mark.parametrize(("q", "best"), [((1.0, 1.0), 0), ((-1.0, -1.0), 0), ((1.0, -1.0), 2), ((1.0, 0.0), 2)])
+def test_quest_bounds_each_page(q: tuple[float, float], best: int):
+    # Largest and smallest key by dimension: page 0 (4, 4) and (-4, -4), page 1 (3, 3) twice, page 2 (7, 1) and
+    # (2, -2); the newest page, 3, holds one zero. Bounds of pages 0, 1, 2 for q = (1, 1): 8, 6, 8; for (-1, -1): 8, -6,
+    # 0; for (1, -1): 8, 0, 9; for (1, 0): 4, 3, 7.
+    nan = (np.nan, np.nan)
+    keys = jnp.array([(4.0, -4.0), (-4.0, 4.0), (3, 3), (3, 3), (7, -2), (2, 1), (0, 0), nan]).reshape(4, 1, 2, 2)
+    arguments = (jnp.array([[q]]), keys, keys, jnp.array([[0, 1, 2, 3]]), jnp.array([7]))
+    assert reference_quest_decode(*arguments, num_blocks=2)[1] == [[[best, 3]]]
+    assert reference_quest_decode(*arguments, num_blocks=3, num_local_blocks=2)[1] == [[[0, 2, 3]]]
+
+
+def test_quest_averages_the_bounds_of_a_group_not_its_queries():
+    # Mean query 0: every bound of it is 0, and page 0 would win the tie. Bounds of q and -q: page 0 1 and -1, page 1
+    # 2 and 2.
+    keys = pages_of(1, 1, -2, 2, 0, 0, page_len=2)
+    q = jnp.array([[[1.0], [-1.0]]])
+    arguments = (q, keys, keys, jnp.array([[0, 1, 2]]), jnp.array([6]))
+    assert reference_quest_decode(*arguments, num_blocks=2)[1] == [[[1, 2]]]
