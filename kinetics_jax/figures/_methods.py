@@ -49,24 +49,26 @@ def methods_compared(points: Sequence[MethodPoint], path: str | Path) -> tuple[P
 
 
 def _draw_panel(axes: Axes, points: list[MethodPoint]) -> None:
-    curves: dict[tuple[str, int | None], list[MethodPoint]] = {}
+    curves: dict[tuple[str, int | None, str], list[MethodPoint]] = {}
     for point in sorted(points, key=lambda point: point.budget_len or 0):
-        curves.setdefault((point.method, point.page_len), []).append(point)
-    num_page_lens = len({page_len for _, page_len in curves if page_len is not None})
+        curves.setdefault((point.method, point.page_len, point.options), []).append(point)
+    page_lens = sorted({page_len for _, page_len, _ in curves if page_len is not None})
     mean = {name: np.mean([point.accuracy for point in curve]) for name, curve in curves.items()}
-    for method, page_len in sorted(curves, key=lambda name: (name[0] != "dense", -mean[name])):
-        curve = curves[method, page_len]
+    for method, page_len, options in sorted(curves, key=lambda name: (name[0] != "dense", -mean[name])):
+        curve = curves[method, page_len, options]
         label, color, marker = METHOD_STYLES[method]
         if method == "dense":
             axes.axhspan(curve[0].low, curve[0].high, color=color, alpha=0.1, linewidth=0)
             axes.axhline(curve[0].accuracy, color=color, linestyle="--", label=label)
             continue
-        if page_len is not None and num_page_lens > 1:
-            rank = sorted(length for _, length in curves if length is not None).index(page_len)
+        if page_len is not None and len(page_lens) > 1:
+            rank = page_lens.index(page_len)
             color, marker, line = _PAGE_STYLES[rank % len(_PAGE_STYLES)]
             label = f"{label}, pages of {page_len}"
         else:
             line = "-"
+        if options:
+            label, line = f"{label}, {options}", "-."
         accuracy = np.array([point.accuracy for point in curve])
         # Percentile intervals of a skewed sample may leave the mean by a rounding error only.
         error = np.maximum([accuracy - [p.low for p in curve], [p.high for p in curve] - accuracy], 0)

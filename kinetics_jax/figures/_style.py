@@ -9,10 +9,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+from matplotlib.ticker import Formatter, LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
 
 from kinetics_jax.scaling import Allocation
 
@@ -25,6 +26,7 @@ METHOD_STYLES: Mapping[str, tuple[str, str, str]] = {
     "dense": ("dense", "#000000", "o"),
     "topk": ("oracle top-k", "#0072B2", "s"),
     "block_topk": ("block top-k", "#D55E00", "^"),
+    "quest": ("Quest", "#CC79A7", "v"),
     "local": ("local window", "#009E73", "D"),
 }
 PRICE_UNITS = {"eflops": "eFLOPs", "flops": "FLOPs"}
@@ -44,6 +46,7 @@ _RC: dict[Any, Any] = {
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
+    "figure.dpi": 160,
     "savefig.dpi": 160,
 }
 
@@ -59,6 +62,13 @@ def is_light(color: str) -> bool:
     """Tell whether black text reads better than white on a colour."""
     red, green, blue = to_rgb(color)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45
+
+
+def ink(color: str) -> tuple[float, float, float]:
+    """Return the colour for text on white: a light one darkened."""
+    red, green, blue = to_rgb(color)
+    factor = 0.7 if is_light(color) else 1.0
+    return factor * red, factor * green, factor * blue
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
@@ -148,10 +158,25 @@ def set_spent_axis(axes: Axes, curves: Iterable[Allocation]) -> None:
     points = np.concatenate([on_axis(curve)[0] for curve in curves])
     axes.set_xscale("log")
     axes.set_xlim(points.min() / 1.15, points.max() * 1.15)
-    if points.max() < 30 * points.min():  # too few powers of ten to read the axis by
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    name_powers(axes.xaxis, LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+
+
+def name_powers(axis: Axis, formatter: Formatter) -> None:
+    """Write a logarithmic axis' powers of ten, and 2 and 5 times them where those are too few to read it by.
+
+    Call it when the limits stand.
+    """
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 40 * low else (1.0,)))
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def write_lens(axis: Axis) -> None:
+    """Write the token counts of an axis with base 2 in full, every second power of two."""
+    axis.set_major_locator(LogLocator(base=4))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:,.0f}")
 
 
 def on_axis(curve: Allocation, *columns: np.ndarray) -> tuple[np.ndarray, ...]:

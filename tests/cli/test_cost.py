@@ -37,6 +37,49 @@ def test_table_shows_every_term_and_the_total(kinetics):
         assert f"{amount:.3e}" in finished.out
 
 
+def test_time_energy_and_rent_of_one_chip_where_the_chip_has_the_figures(kinetics):
+    request = (*REQUEST[:-1], "H100-SXM")
+    content = json.loads(kinetics(*request, "--json").out)
+    assert content["seconds"] == pytest.approx(content["eflops"] / 989.4e12)
+    assert content["joules"] == pytest.approx(700 * content["seconds"])
+    assert content["dollars"] == pytest.approx(6.88 * content["seconds"] / 3600)
+    table = kinetics(*request).out
+    assert all(f"{label} on one chip" in table for label in ("time", "energy", "rent"))
+    paper = kinetics(*REQUEST).out
+    assert "time on one chip" in paper
+    assert "energy" not in paper
+    assert json.loads(kinetics(*REQUEST, "--json").out)["dollars"] is None
+
+
+def test_formats_and_conventions_are_honoured(kinetics):
+    def price(*args):
+        return json.loads(kinetics(*REQUEST, *args, "--json").out)
+
+    wide, narrow = price("--batch-size", 8), price("--batch-size", 8, "--kv-dtype", "int8", "--weight-dtype", "int4")
+    assert narrow["terms"]["kv_read_bytes"] == pytest.approx(wide["terms"]["kv_read_bytes"] * 130 / 256)
+    assert narrow["terms"]["param_bytes"] == wide["terms"]["param_bytes"] / 4
+    # The paper: 2 L_in D T + N D T^2 bytes, for D = 73,728 and no writes.
+    paper = price("--convention", "paper", "--trials", 4)
+    assert paper["bytes"] == pytest.approx(73_728 * 8000 * (2 * 500 + 4 * 8000))
+    own = price("--trials", 4, "--no-share-prompt")["terms"]
+    assert own["kv_read_bytes"] == 4 * price()["terms"]["kv_read_bytes"]
+    chip = (*REQUEST[:-1], "H100-SXM", "--compute-dtype", "float8", "--kv-dtype", "float8", "--json")
+    assert json.loads(kinetics(*chip).out)["flops_per_byte"] == pytest.approx(1978.9 / 3.35)
+
+
+def test_prefill_is_added_when_asked_for(kinetics):
+    plain, filled = (json.loads(kinetics(*REQUEST, *more, "--json").out) for more in ((), ("--prefill",)))
+    assert plain["prefill"] is None
+    assert filled["terms"] == plain["terms"]
+    # Causal attention over 500 tokens: 4 x 36 layers x 32 heads x 128 FLOP for each of 125,250 pairs.
+    assert filled["prefill"]["attention_flops"] == 589_824 * 125_250
+    added = sum(amount for name, amount in filled["prefill"].items() if name.endswith("_flops"))
+    assert filled["flops"] == pytest.approx(plain["flops"] + added)
+    apart = json.loads(kinetics(*REQUEST, "--prefill", "--no-share-prompt", "--trials", 3, "--json").out)
+    assert apart["prefill"]["attention_flops"] == 3 * 589_824 * 125_250
+    assert kinetics(*REQUEST, "--prefill").out.count("prefill") == 2
+
+
 def test_nothing_generated_costs_nothing(kinetics):
     finished = kinetics("cost", "Qwen3-8B", "--prompt-len", 10, "--gen-len", 0)
     assert finished.code == 0
@@ -54,6 +97,10 @@ def test_nothing_generated_costs_nothing(kinetics):
         ((*REQUEST, "--attention", "block_topk:16x0"), ("num_pages must be at least 1",)),
         ((*REQUEST, "--combine", "sum"), ("combine must be add, max or a norm p >= 1; got 'sum'",)),
         ((*REQUEST, "--combine", "0.5"), ("p >= 1", "0.5")),
+        ((*REQUEST, "--convention", "german"), ("convention must be exact or paper; got 'german'",)),
+        ((*REQUEST, "--kv-dtype", "int3"), ("unknown kv_dtype 'int3'", "int8")),
+        ((*REQUEST, "--weight-dtype", "int3"), ("unknown weight_dtype 'int3'", "int8")),
+        ((*REQUEST, "--prefill", "--convention", "paper"), ("--prefill", "--convention exact")),
     ],
 )
 def test_a_slip_costs_one_sentence(kinetics, args, said):
