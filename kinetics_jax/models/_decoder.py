@@ -1,6 +1,6 @@
 """The decoder: token ids in, next-token logits out, three ways: all at once, prefill, and one token a step.
 
-Called by `sampling` and `training`; `checkpoints_conversion` fills it. Sharding and other families are left out here.
+Called by `sampling` and `training`; `checkpoints_conversion` fills it. Sharding is left out here.
 """
 
 import dataclasses
@@ -11,19 +11,24 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from kinetics_jax.attention import PagedCache, advance, append, causal_attention, decode_attention
-from kinetics_jax.specs import AttentionSpec, ModelSpec
+from kinetics_jax.specs import AttentionSpec, ModelSpec, attention_by_layer
 
 from ._layer import DecoderLayer, logits_from
+from ._linear import Linear
+from ._mlp import MixtureOfExperts
 
 
 class Decoder(nnx.Module):
-    """A Qwen3-architecture language model.
+    """A language model of the Qwen3, Qwen3-MoE, Qwen2 or Llama 3 architecture, whichever its spec describes.
 
     Args:
         spec: Its geometry.
         dtype: Compute dtype of activations; norms and logits are float32 inside.
         param_dtype: Storage dtype of the weights.
         rngs: Initialisation keys.
+
+    Raises:
+        NotImplementedError: If the spec is geometry only: an ungated MLP, biases everywhere or learned positions (OPT).
 
     Example:
         >>> from kinetics_jax.specs import MODELS
@@ -32,7 +37,8 @@ class Decoder(nnx.Module):
         (1, 3, 64)
 
     References:
-        Qwen3 technical report (arXiv 2505.09388), section 2.
+        Qwen3 technical report (arXiv 2505.09388), section 2; Qwen2 (arXiv 2407.10671), section 2.2; The Llama 3 Herd
+        of Models (arXiv 2407.21783), section 3.2.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class Decoder(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        _require_runnable(spec)
         self.spec = spec
         self.dtype = dtype
         self.embed = nnx.Embed(spec.vocab_size, spec.d_model, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -55,9 +62,7 @@ class Decoder(nnx.Module):
         self.lm_head = (
             None
             if spec.tied_embeddings
-            else nnx.Linear(
-                spec.d_model, spec.vocab_size, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-            )
+            else Linear((spec.d_model,), (spec.vocab_size,), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         )
 
     def __call__(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T V"]:
@@ -92,7 +97,7 @@ class Decoder(nnx.Module):
         """Return the float32 logits [..., V] that final hidden states [..., D] from `prefill` predict."""
         if self.lm_head is None:
             return logits_from(hidden, self.embed.embedding[...])
-        return logits_from(hidden, self.lm_head.kernel[...].T)
+        return self.lm_head.product(hidden, result_dtype=jnp.float32)
 
     def decode_step(
         self, token_ids: Int[Array, " B"], cache: PagedCache, attention: AttentionSpec
@@ -102,11 +107,15 @@ class Decoder(nnx.Module):
         Args:
             token_ids: The newest token of each sequence [B].
             cache: Everything before it.
-            attention: Which cache entries each layer reads.
+            attention: Which cache entries each layer reads; its first `dense_layers` layers read everything.
 
         Returns:
             Float32 logits [B, V] and the cache one token longer.
+
+        Raises:
+            ValueError: If `attention` has more dense layers than the model has layers.
         """
+        by_layer = attention_by_layer(attention, self.spec.num_layers)
         positions = cache.lengths[:, None]
         hidden = self._embed(token_ids[:, None])
         for index, layer in enumerate(self.layers):
@@ -115,7 +124,7 @@ class Decoder(nnx.Module):
                 nonlocal cache
                 cache = append(cache, index, keys[:, 0], values[:, 0])
                 scale = self.spec.head_dim**-0.5
-                return decode_attention(attention, queries[:, 0], cache, index, scale=scale)[:, None]
+                return decode_attention(by_layer[index], queries[:, 0], cache, index, scale=scale)[:, None]
 
             hidden = layer(hidden, positions, attend)
         return self.next_logits(self.final_norm(hidden[:, 0])), advance(cache)
@@ -147,6 +156,9 @@ def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32) -> Deco
         spec: The geometry.
         dtype: Compute dtype and storage dtype.
 
+    Raises:
+        NotImplementedError: If `Decoder` does not run the spec.
+
     Example:
         >>> import jax
         >>> from kinetics_jax.specs import MODELS
@@ -159,3 +171,15 @@ def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32) -> Deco
     decoder.spec = spec
     decoder.layers.extend([nnx.clone(decoder.layers[0]) for _ in range(spec.num_layers - 1)])
     return decoder
+
+
+def _require_runnable(spec: ModelSpec) -> None:
+    """Refuse what `cost` can price and `Decoder` cannot run."""
+    wanted = {"gated_mlp": True, "has_biases": False, "num_positions": 0}
+    got = {field: getattr(spec, field) for field in wanted}
+    if got != wanted:
+        lacking = ", ".join(f"{field}={value}" for field, value in got.items() if value != wanted[field])
+        raise NotImplementedError(
+            f"Decoder runs specs with gated_mlp=True, has_biases=False and num_positions=0; {spec.name} has {lacking} "
+            "and is geometry only: price it with `cost`, or run a model of another family."
+        )

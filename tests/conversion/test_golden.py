@@ -1,7 +1,11 @@
-"""The embedded models compute what transformers computes: all at once, and token by token through the paged cache."""
+"""We compute what transformers computes: all at once, and token by token through the paged cache.
+
+Once for the trained embedded models, once for tiny random models of every family, in the files of transformers.
+"""
 
 import importlib.util
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,17 +14,19 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
-from checkpoints_conversion import load_checkpoint, weights_hash
+from checkpoints_conversion import load_checkpoint, save_checkpoint, weights_hash
 from kinetics_jax.attention import init_shared_cache, write_prompt
 from kinetics_jax.models import Decoder
-from kinetics_jax.specs import Dense
+from kinetics_jax.specs import Dense, Llama3Rope, YarnRope
 from kinetics_jax.zoo import MINI_MODELS, model_folder
-from tests.conversion.make_golden_logits import GOLDEN, transformers_logits
+from tests.conversion.make_golden_logits import FAMILIES, FAMILY_LOGITS, GOLDEN, transformers_logits
 
-# float32 sums in another order, logits up to 42.
-LOGIT_TOLERANCE = 2e-3
+# float32 sums in another order: of trained weights, logits up to 42; of random ones, logits up to 6.
+LOGIT_TOLERANCE, FAMILY_TOLERANCE = 2e-3, 1e-4
 PAGE_LEN = 8
+FAMILY_PROMPT_LEN = 11  # a full page and a part
 MISSING = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
 needs_torch = pytest.mark.skipif(bool(MISSING), reason=f"needs {' and '.join(MISSING)} (extra `hf` plus torch)")
 
@@ -52,10 +58,10 @@ def all_at_once(model: Decoder, token_ids: Array) -> Array:
 
 
 def token_by_token(model: Decoder, token_ids: np.ndarray, prompt_len: int) -> np.ndarray:
-    """Prefill the prompt, feed the rest one token a step; return the logits after each [B, T - prompt_len, V]."""
+    """Prefill the prompt, feed the rest one token a step; return the logits of every position [B, T, V]."""
 
     def decode(model: Decoder, ids: Array) -> Array:
-        _, keys, values = model.prefill(ids[None, :prompt_len])
+        hidden, keys, values = model.prefill(ids[None, :prompt_len])
         cache = init_shared_cache(
             model.spec,
             num_trials=1,
@@ -69,7 +75,8 @@ def token_by_token(model: Decoder, token_ids: np.ndarray, prompt_len: int) -> np
             logits, cache = model.decode_step(token[None], cache, Dense())
             return cache, logits[0]
 
-        return jax.lax.scan(step, cache, ids[prompt_len:])[1]
+        decoded = jax.lax.scan(step, cache, ids[prompt_len:])[1]
+        return jnp.concatenate([model.next_logits(hidden[0]), decoded])
 
     decode = jax.jit(decode)
     return np.stack([decode(model, jnp.asarray(ids, jnp.int32)) for ids in token_ids])
@@ -90,11 +97,9 @@ def test_logits_equal_the_golden_ones(mini: tuple[str, Decoder]):
 @pytest.mark.parametrize("name", MINI_MODELS[:2])  # the live test decodes all four
 def test_decoding_through_the_paged_cache_gives_the_golden_logits(name: str):
     golden = read_golden(name)
+    assert (golden.positions >= golden.prompt_len).any()
     logits = token_by_token(load_checkpoint(model_folder(name)), golden.token_ids, golden.prompt_len)
-    is_thought = golden.positions >= golden.prompt_len
-    assert is_thought.any()
-    thought = golden.positions[is_thought] - golden.prompt_len
-    np.testing.assert_allclose(logits[:, thought], golden.logits[:, is_thought], rtol=0, atol=LOGIT_TOLERANCE)
+    np.testing.assert_allclose(logits[:, golden.positions], golden.logits, rtol=0, atol=LOGIT_TOLERANCE)
 
 
 @needs_torch
@@ -106,7 +111,40 @@ def test_live_transformers_agree_at_every_position(mini: tuple[str, Decoder]):
     logits = all_at_once(model, jnp.asarray(token_ids, jnp.int32))
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=LOGIT_TOLERANCE)
     decoded = token_by_token(model, token_ids, prompt_len)
-    np.testing.assert_allclose(decoded, wanted[:, prompt_len:], rtol=0, atol=LOGIT_TOLERANCE)
+    np.testing.assert_allclose(decoded, wanted, rtol=0, atol=LOGIT_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prefill_and_decode_of_every_family_give_the_golden_logits(name: str):
+    tensors = load_file(GOLDEN / name / FAMILY_LOGITS)
+    model = load_checkpoint(GOLDEN / name)
+    logits = token_by_token(model, tensors["token_ids"], FAMILY_PROMPT_LEN)
+    np.testing.assert_allclose(logits, tensors["logits"], rtol=0, atol=FAMILY_TOLERANCE)
+
+
+def test_the_families_cover_what_a_spec_can_ask_for():
+    specs = [load_checkpoint(GOLDEN / name).spec for name in FAMILIES]
+    for kind in {(spec.qk_norm, spec.qkv_bias, spec.num_experts > 0) for spec in specs}:
+        of_kind = [spec for spec in specs if (spec.qk_norm, spec.qkv_bias, spec.num_experts > 0) == kind]
+        assert {spec.tied_embeddings for spec in of_kind} == {True, False}
+    assert {spec.group_size for spec in specs} == {1, 2, 4}
+    assert {spec.num_kv_heads for spec in specs} == {1, 2, 4}
+    assert {type(spec.rope_scaling) for spec in specs} == {type(None), Llama3Rope, YarnRope}
+    assert {spec.norm_topk_prob for spec in specs if spec.num_experts} == {True, False}
+    assert any(spec.head_dim * spec.num_heads != spec.d_model for spec in specs)
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+@pytest.mark.parametrize("name", FAMILIES)
+def test_live_transformers_agree_with_every_family_and_load_what_we_save(name: str, tmp_path: Path):
+    model = load_checkpoint(GOLDEN / name)
+    save_checkpoint(model, tmp_path / "ours", dtype="float32")
+    token_ids = np.random.default_rng(7).integers(0, model.spec.vocab_size, (2, 16))
+    logits = all_at_once(model, jnp.asarray(token_ids, jnp.int32))
+    for folder in (GOLDEN / name, tmp_path / "ours"):
+        wanted = transformers_logits(folder, token_ids)
+        np.testing.assert_allclose(logits, wanted, rtol=0, atol=FAMILY_TOLERANCE)
 
 
 @needs_torch
