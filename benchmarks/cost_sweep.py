@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "benchmark": "cost_sweep",
         "device": jax.devices()[0].device_kind,
         "machine": f"{platform.system()} {platform.machine()}",
-        "num_cpus": os.cpu_count(),
+        "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
         "commit": commit(),
         "shapes": {"models": MODEL_NAMES, "attentions": ATTENTIONS, "longest_chunk": CHUNK_LEN},

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from kinetics_jax.specs import ModelSpec
 
 from ._problems import raise_problems
 from ._rules import EMBEDDING, TIED_HEAD, LeafPath, TensorRule, tensor_rules
-from ._stored import FLOAT_DTYPES, StoredTensor, read_inventory, read_json_object, read_tensor, stream_tensors
+from ._stored import FLOAT_DTYPES, StoredTensor, is_same_tensor, read_inventory, read_json_object, stream_tensors
 
 
 def load_checkpoint(folder: str | PathLike[str], *, dtype: DTypeLike = jnp.float32) -> Decoder:
@@ -63,10 +64,13 @@ def _read_spec(folder: Path, problems: list[str]) -> ModelSpec | None:
     found: list[str] = []
     config = read_json_object(folder / "config.json", found)
     problems.extend(found)
-    if found:
-        return None
+    return None if found else read_spec(config, folder.resolve().name, problems)
+
+
+def read_spec(config: dict[str, Any], name: str, problems: list[str]) -> ModelSpec | None:
+    """Return the geometry of a config; on failure add one problem and return None."""
     try:
-        return ModelSpec.from_hf_config(config, name=folder.resolve().name)
+        return ModelSpec.from_hf_config(config, name=name)
     except ValueError as error:
         problems.append(str(error).removeprefix("cannot read "))
         return None
@@ -108,8 +112,7 @@ def checked_rules(spec: ModelSpec, inventory: dict[str, StoredTensor], problems:
 
 
 def _check_tied_head(inventory: dict[str, StoredTensor], problems: list[str]) -> None:
-    head, embedding = read_tensor(inventory[TIED_HEAD]), read_tensor(inventory[EMBEDDING])
-    if head.dtype != embedding.dtype or not np.array_equal(head, embedding):
+    if not is_same_tensor(inventory[TIED_HEAD], inventory[EMBEDDING]):
         problems.append(
             f"tensor {TIED_HEAD} in {inventory[TIED_HEAD].file.name} differs from {EMBEDDING}, "
             "but config.json ties them (tie_word_embeddings)"

@@ -6,6 +6,7 @@ shape without a bar is stored as it is. A name with `*` stands for one tensor an
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -76,7 +77,7 @@ class TensorRule:
     @property
     def leaf_shape(self) -> tuple[int, ...]:
         """Shape in `Decoder`, of the whole leaf."""
-        return ((self.num_stacked,) if self.num_stacked else ()) + self._part_shape
+        return ((self.num_stacked,) if self.num_stacked else ()) + self.part_shape
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
@@ -90,18 +91,22 @@ class TensorRule:
         """Index of this tensor's part of the leaf: `leaf[rule.slot]`, the whole leaf if it is no stack."""
         return (self.index,) if self.num_stacked else ()
 
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Shape in `Decoder` of this tensor's part of the leaf."""
+        return (self.inputs or ()) + self.outputs
+
     def to_leaf(self, stored: np.ndarray) -> np.ndarray:
-        """Return the stored tensor in the layout of its part of the leaf."""
-        return stored if self.inputs is None else stored.T.reshape(self._part_shape)
+        """Return a view of the stored tensor in the layout of its part of the leaf."""
+        return stored if self.inputs is None else stored.T.reshape(self.part_shape)
 
     def to_stored(self, leaf: np.ndarray) -> np.ndarray:
         """Return this tensor's part of the whole leaf in the layout of the file: the inverse of `to_leaf`."""
-        part = leaf[self.slot]
-        return part if self.inputs is None else part.reshape(self.hf_shape[::-1]).T
+        return self.part_to_stored(leaf[self.slot])
 
-    @property
-    def _part_shape(self) -> tuple[int, ...]:
-        return (self.inputs or ()) + self.outputs
+    def part_to_stored(self, part: np.ndarray) -> np.ndarray:
+        """Return a view of this tensor's part of the leaf in the layout of the file."""
+        return part if self.inputs is None else part.reshape(self.hf_shape[::-1]).T
 
 
 def tensor_rules(spec: ModelSpec) -> tuple[TensorRule, ...]:
@@ -142,3 +147,22 @@ def _rules_of_row(hf_name: str, path: LeafPath, shape: str, sizes: dict[str, int
         return
     for index in range(sizes["E"]):
         yield replace(rule, hf_name=hf_name.replace("*", str(index)), num_stacked=sizes["E"], index=index)
+
+
+def num_kernel_axes(leaf: str) -> tuple[int, int] | None:
+    """Return how many input and output axes a kernel has that int8 models round; None for every other leaf.
+
+    Those are all that a token is multiplied with, except the router of a mixture and a head that is the embedding.
+
+    Args:
+        leaf: Dotted path.
+
+    Example:
+        >>> num_kernel_axes("layers.3.o_proj.kernel"), num_kernel_axes("layers.3.mlp.router.kernel")
+        ((2, 1), None)
+    """
+    table = (*_UNTIED_TABLE, *_LAYER_TABLE, *_MLP_TABLE, *_EXPERTS_TABLE)
+    in_layer = re.sub(r"^layers\.\d+\.", "", leaf)
+    shape = next((shape for _, row_leaf, shape in table if row_leaf == in_layer and "router" not in row_leaf), "")
+    inputs, _, outputs = shape.rpartition("|")
+    return (len(inputs.split()), len(outputs.split())) if inputs.strip() else None

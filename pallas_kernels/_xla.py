@@ -15,12 +15,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 def gather_heads(pages: Float[Array, "R K *PH"], page_ids: Int[Array, "B #K J"]) -> Float[Array, "B K J *PH"]:
     """Copy pages [R, K, P, H] (or means [R, K, H]) by id and KV head; ids out of range read some page."""
-    num_pages, num_kv_heads = pages.shape[:2]
+    page_ids = jnp.clip(page_ids, 0, pages.shape[0] - 1)
+    heads = jnp.arange(pages.shape[1], dtype=page_ids.dtype)[None, :, None]
+    return jax.lax.platform_dependent(pages, page_ids, heads, tpu=_gather_windows, default=_gather_rows)
+
+
+def _gather_windows(pages: Array, page_ids: Array, heads: Array) -> Array:
+    # A TPU keeps [P, H] in tiles: flat rows would copy the whole pool into another layout.
+    return pages.at[page_ids, heads].get(mode="promise_in_bounds")
+
+
+def _gather_rows(pages: Array, page_ids: Array, heads: Array) -> Array:
     # One flat row per page: half again as fast on CPU as gathering [P, H] windows.
-    rows = pages.reshape(num_pages * num_kv_heads, -1)
-    row_ids = (
-        jnp.clip(page_ids, 0, num_pages - 1) * num_kv_heads + jnp.arange(num_kv_heads, dtype=jnp.int32)[None, :, None]
-    )
+    num_pages, num_kv_heads = pages.shape[:2]
+    rows, row_ids = pages.reshape(num_pages * num_kv_heads, -1), page_ids * num_kv_heads + heads
     return rows.at[row_ids].get(mode="promise_in_bounds").reshape(*row_ids.shape, *pages.shape[2:])
 
 
@@ -189,16 +197,19 @@ def append_kv(
     # The mean comes from the page itself, not from the old mean: exact in bf16 too, whatever the slot held before.
     # The page is read before and written whole: a read after the write that nothing waits for (dense decoding ignores
     # the means) would race the next layer's write, and XLA would copy the pool to be safe.
+    # Values too: a TPU would copy the pool into another layout to write one slot of each page.
     slots = jnp.arange(page_len, dtype=slot.dtype)[None, :]
-    newest = key_pages.at[page_id].get(mode="clip")
     is_new = (slots == slot[:, None])[:, None, :, None]
-    newest = jnp.where(is_new, keys.astype(newest.dtype)[:, :, None, :], newest)
+
+    def renewed(pages: Array, entries: Array) -> Array:
+        return jnp.where(is_new, entries.astype(pages.dtype)[:, :, None, :], pages.at[page_id].get(mode="clip"))
+
+    def put(pool: Array, pages: Array) -> Array:
+        return pool.at[page_id].set(pages.astype(pool.dtype), mode="drop", unique_indices=True)
+
+    newest = renewed(key_pages, keys)
     means = page_means(newest, (slots <= slot[:, None])[:, None, :])
-    key_pages = key_pages.at[page_id].set(newest, mode="drop", unique_indices=True)
-    values = values.astype(value_pages.dtype)
-    value_pages = value_pages.at[page_id, :, slot].set(values, mode="drop", unique_indices=True)
-    key_means = key_means.at[page_id].set(means.astype(key_means.dtype), mode="drop", unique_indices=True)
-    return key_pages, value_pages, key_means
+    return put(key_pages, newest), put(value_pages, renewed(value_pages, values)), put(key_means, means)
 
 
 def page_means(pages: Float[Array, "*B P H"], held: Bool[Array, "*#B P"]) -> Float[Array, "*B H"]:

@@ -16,10 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from kinetics_jax.specs import DEFAULT_PAGE_LEN, ModelSpec
 from pallas_kernels import append_kv, page_means
+
+from ._mesh import kv_head_axis, split_by_head
 
 _ARRAY_FIELDS = ("key_pages", "value_pages", "key_means", "page_table", "lengths")
 
@@ -190,7 +193,12 @@ def write_prompt(
 
 
 def append(
-    cache: PagedCache, layer: int | Int[Array, ""], keys: Float[Array, "B K H"], values: Float[Array, "B K H"]
+    cache: PagedCache,
+    layer: int | Int[Array, ""],
+    keys: Float[Array, "B K H"],
+    values: Float[Array, "B K H"],
+    *,
+    mesh: Mesh | None = None,
 ) -> PagedCache:
     """Write the newest token's keys and values of one layer at position `lengths` and renew its page's mean.
 
@@ -201,10 +209,15 @@ def append(
         layer: Index of the layer.
         keys: The new keys.
         values: The new values.
+        mesh: Axes "data" and "model" over which the cache is sharded (`cache_shardings`), or None.
 
     Returns:
         The cache with the token written; `lengths` unchanged.
     """
+    if mesh is not None:
+        heads, by_head = head_specs(cache, mesh)
+        write = split_by_head(append, mesh, (by_head, PartitionSpec(), heads, heads), by_head)
+        return write(cache, jnp.asarray(layer, jnp.int32), keys, values)
     key_pages, value_pages, key_means = append_kv(
         _fold_layers(cache.key_pages),
         _fold_layers(cache.value_pages),
@@ -234,6 +247,19 @@ def advance(cache: PagedCache, active: Bool[Array, " B"] | None = None) -> Paged
     """
     step = 1 if active is None else active.astype(cache.lengths.dtype)
     return dataclasses.replace(cache, lengths=cache.lengths + step)
+
+
+def head_specs(cache: PagedCache, mesh: Mesh) -> tuple[PartitionSpec, PagedCache]:
+    """Return how a mesh cuts heads [B, heads, H] and a cache: its pools [L, R, K, ...] by KV head, the rest not."""
+    axis = kv_head_axis(mesh, cache.key_pages.shape[2])
+    pool, rest = PartitionSpec(None, None, axis), PartitionSpec()
+    specs = cache_of_leaves(cache, key_pages=pool, value_pages=pool, key_means=pool, page_table=rest, lengths=rest)
+    return PartitionSpec(None, axis), specs
+
+
+def cache_of_leaves(cache: PagedCache, **leaves: object) -> PagedCache:
+    """Return a cache of the same structure with other leaves by name: PartitionSpecs, shardings."""
+    return jax.tree.unflatten(jax.tree.structure(cache), [leaves[name] for name in _ARRAY_FIELDS])
 
 
 def folded_pools(cache: PagedCache) -> tuple[Array, Array, Array]:

@@ -5,12 +5,14 @@ A new method is one branch of `decode_attention` and one function here.
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, Local, PageSelection, Quest, TopK
 from pallas_kernels import block_topk_decode, choose_pages, gather_pages, paged_decode
 
-from ._cache import PagedCache, folded_pools, layer_page_table
+from ._cache import PagedCache, folded_pools, head_specs, layer_page_table
+from ._mesh import split_by_head
 
 
 def decode_attention(
@@ -20,6 +22,7 @@ def decode_attention(
     layer: int | Int[Array, ""],
     *,
     scale: float | None = None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "B N H"]:
     """Attend from the token just appended to the entries that `spec` reads, itself included.
 
@@ -38,6 +41,7 @@ def decode_attention(
         cache: The cache with the newest token appended.
         layer: Index of the layer.
         scale: Logit scale; None is 1/sqrt(H).
+        mesh: Axes "data" and "model" over which the cache is sharded (`cache_shardings`), or None.
 
     Returns:
         Attention output in the dtype of q.
@@ -63,6 +67,13 @@ def decode_attention(
             f"a selection block is a page of the cache; got {spec} with pages of {cache.page_len} tokens. "
             f"Build the cache with page_len={spec.page_len}"
         )
+    if mesh is not None:
+
+        def read(q: Array, cache: PagedCache, layer: Array) -> Array:
+            return decode_attention(spec, q, cache, layer, scale=scale)
+
+        heads, by_head = head_specs(cache, mesh)
+        return split_by_head(read, mesh, (heads, by_head, PartitionSpec()), heads)(q, cache, jnp.asarray(layer))
     key_pages, value_pages, key_means = folded_pools(cache)
     page_table, lengths = layer_page_table(cache, layer), cache.lengths + 1
     window_len, sink_len, mask = None, 0, None

@@ -3,10 +3,13 @@
 from . import capacity as capacity
 from . import card as card
 from . import compact as compact
+from . import convert as convert
 from . import cost as cost
 from . import demo as demo
+from . import export as export
 from . import iso_cost as iso_cost
 from . import sample as sample
 from . import train as train
+from . import verify as verify
 from ._app import app as app
 from ._app import main as main

@@ -21,9 +21,9 @@ def _root() -> None:
 
 
 def main() -> None:
-    """Run the command line; a mistake of the caller or of a file ends in one sentence and exit code 2."""
+    """Run the command line; a mistake of the caller or a file, or a missing extra, ends in one sentence and code 2."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         console.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

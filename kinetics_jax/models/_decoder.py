@@ -1,16 +1,17 @@
 """The decoder: token ids in, next-token logits out, three ways: all at once, prefill, and one token a step.
 
-Called by `sampling` and `training`; `checkpoints_conversion` fills it. Sharding is left out here.
+Called by `sampling` and `training`; `checkpoints_conversion` fills it and `_sharding` puts it on a mesh.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from kinetics_jax.attention import PagedCache, advance, append, causal_attention, decode_attention
+from kinetics_jax.attention import PagedCache, advance, append, causal_attention, decode_attention, place_kv
 from kinetics_jax.specs import AttentionSpec, ModelSpec, attention_by_layer
 
 from ._layer import DecoderLayer, logits_from
@@ -52,6 +53,7 @@ class Decoder(nnx.Module):
         _require_runnable(spec)
         self.spec = spec
         self.dtype = dtype
+        self.mesh: Mesh | None = None  # set by `shard_decoder`
         self.embed = nnx.Embed(spec.vocab_size, spec.d_model, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.layers = nnx.List(
             [DecoderLayer(spec, dtype=dtype, param_dtype=param_dtype, rngs=rngs) for _ in range(spec.num_layers)]
@@ -91,13 +93,30 @@ class Decoder(nnx.Module):
             Hidden states [B, T, D], which `next_logits` turns into logits, keys and values [L, B, T, K, H].
         """
         hidden, keys, values = self._run_causal(token_ids)
-        return hidden, jnp.stack(keys), jnp.stack(values)
+        return hidden, place_kv(jnp.stack(keys), self.mesh), place_kv(jnp.stack(values), self.mesh)
 
     def next_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Return the float32 logits [..., V] that final hidden states [..., D] from `prefill` predict."""
         if self.lm_head is None:
             return logits_from(hidden, self.embed.embedding[...])
         return self.lm_head.product(hidden, result_dtype=jnp.float32)
+
+    def hidden_states(self, token_ids: Int[Array, "B T"]) -> Float[Array, "states B T D"]:
+        """Return the residual stream after the embedding and after each layer: to find where two models part.
+
+        Args:
+            token_ids: Sequences from their first token on [B, T].
+
+        Returns:
+            L + 1 states, each before any norm [L + 1, B, T, D].
+        """
+        hidden = self._embed(token_ids)
+        positions = jnp.arange(token_ids.shape[1])[None]
+        states = [hidden]
+        for layer in self.layers:
+            hidden = layer(hidden, positions, causal_attention)
+            states.append(hidden)
+        return jnp.stack(states)
 
     def decode_step(
         self, token_ids: Int[Array, " B"], cache: PagedCache, attention: AttentionSpec
@@ -122,9 +141,10 @@ class Decoder(nnx.Module):
 
             def attend(queries: Array, keys: Array, values: Array, index: int = index) -> Array:
                 nonlocal cache
-                cache = append(cache, index, keys[:, 0], values[:, 0])
+                cache = append(cache, index, keys[:, 0], values[:, 0], mesh=self.mesh)
                 scale = self.spec.head_dim**-0.5
-                return decode_attention(by_layer[index], queries[:, 0], cache, index, scale=scale)[:, None]
+                attended = decode_attention(by_layer[index], queries[:, 0], cache, index, scale=scale, mesh=self.mesh)
+                return attended[:, None]
 
             hidden = layer(hidden, positions, attend)
         return self.next_logits(self.final_norm(hidden[:, 0])), advance(cache)
@@ -147,7 +167,7 @@ class Decoder(nnx.Module):
         return self.embed.embedding[...][token_ids].astype(self.dtype)
 
 
-def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32) -> Decoder:
+def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32, int8: bool = False) -> Decoder:
     """Return the decoder with shapes in place of arrays, for converters and for counting without memory.
 
     One layer is traced and copied: tracing all 64 layers of Qwen3-32B takes a minute.
@@ -155,6 +175,9 @@ def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32) -> Deco
     Args:
         spec: The geometry.
         dtype: Compute dtype and storage dtype.
+        int8: Whether the kernels of projections, MLP or experts and of an untied head are int8. Each then has a leaf
+            beside it, its name with `_scale`: float32, one an output channel. Embedding, norms, biases and router
+            keep `dtype`.
 
     Raises:
         NotImplementedError: If `Decoder` does not run the spec.
@@ -169,6 +192,10 @@ def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32) -> Deco
     one_layer = dataclasses.replace(spec, num_layers=1)
     decoder = nnx.eval_shape(lambda: Decoder(one_layer, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))
     decoder.spec = spec
+    if int8:
+        for _, module in nnx.iter_modules(decoder):
+            if isinstance(module, Linear | MixtureOfExperts):
+                module.hold_int8()
     decoder.layers.extend([nnx.clone(decoder.layers[0]) for _ in range(spec.num_layers - 1)])
     return decoder
 

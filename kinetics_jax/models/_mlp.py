@@ -72,7 +72,7 @@ class MixtureOfExperts(nnx.Module):
                 (self.down_proj, self.down_proj_scale),
             )
         )
-        return mix_experts(tokens.astype(self.dtype), experts, weights, *kernels).reshape(hidden.shape)
+        return mix_experts(tokens, experts, weights, *kernels).reshape(hidden.shape)
 
     def route(self, tokens: Float[Array, "T D"]) -> tuple[Int[Array, "T J"], Float[Array, "T J"]]:
         """Return the J most probable experts of each token, the most probable first, and their float32 weights.
@@ -86,13 +86,12 @@ class MixtureOfExperts(nnx.Module):
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
         return experts, weights
 
-
     def hold_int8(self) -> None:
         """Turn the shapes of float experts into those of int8 ones and their scales; for abstract decoders."""
         for name in ("gate_proj", "up_proj", "down_proj"):
-            num_experts, inputs, outputs = getattr(self, name).shape
-            setattr(self, name, nnx.Param(jax.ShapeDtypeStruct((num_experts, inputs, outputs), jnp.int8)))
-            setattr(self, f"{name}_scale", nnx.Param(jax.ShapeDtypeStruct((num_experts, outputs), jnp.float32)))
+            shape = getattr(self, name).shape
+            setattr(self, name, nnx.Param(jax.ShapeDtypeStruct(shape, jnp.int8)))
+            setattr(self, f"{name}_scale", nnx.Param(jax.ShapeDtypeStruct((shape[0], shape[2]), jnp.float32)))
 
 
 def make_mlp(spec: ModelSpec, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> SwiGLU | MixtureOfExperts:

@@ -5,11 +5,10 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from ._hf_values import read_positive, read_size
-from ._rope import Llama3Rope, RopeScaling, YarnRope
+from ._rope import ROPE_KINDS, Llama3Rope, RopeScaling, YarnRope
 
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters")
 
-_KINDS: dict[str, type[Llama3Rope] | type[YarnRope]] = {"llama3": Llama3Rope, "yarn": YarnRope}
 _RENAMED = {"original_max_len": "original_max_position_embeddings"}  # ours: theirs; the others share their names
 _TYPE_NAMES = ("rope_type", "type")
 _ROUNDED = {"truncate": True}  # YaRN: the ramp starts and ends at whole pairs
@@ -33,7 +32,7 @@ def write_rope(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
     """Return the fields of config.json, spelled so that transformers 4 and 5 both read them."""
     if scaling is None:
         return {"rope_theta": theta, "rope_scaling": None}
-    kind = next(kind for kind, known in _KINDS.items() if isinstance(scaling, known))
+    kind = next(kind for kind, known in ROPE_KINDS.items() if isinstance(scaling, known))
     given = {_theirs(field): getattr(scaling, field.name) for field in fields(scaling)}
     stated = {field: value for field, value in given.items() if value is not None}
     return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **stated}}
@@ -50,11 +49,11 @@ def _read_scaling(
     field: str, block: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]
 ) -> RopeScaling | None:
     kinds = [block[name] for name in _TYPE_NAMES if name in block] or ["default"]
-    if any(kind not in ("default", *_KINDS) or kind != kinds[0] for kind in kinds):
-        known = ", ".join(repr(kind) for kind in ("default", *_KINDS))
+    if any(kind not in ("default", *ROPE_KINDS) or kind != kinds[0] for kind in kinds):
+        known = ", ".join(repr(kind) for kind in ("default", *ROPE_KINDS))
         problems.append(f"{field}.rope_type must be one of {known}; got {' and '.join(map(repr, kinds))}")
         return None
-    kind = _KINDS.get(kinds[0])
+    kind = ROPE_KINDS.get(kinds[0])
     known = {_theirs(known): known for known in fields(kind)} if kind else {}
     checked = _ROUNDED if kind is YarnRope else {}
     problems.extend(

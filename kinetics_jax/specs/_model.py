@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._hf_config import read_hf_config, write_hf_config
+from ._plain import plain_fields, read_fields
 from ._rope import RopeScaling
 
 _SIZES = ("num_layers", "d_model", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_len")
@@ -173,6 +174,36 @@ class ModelSpec:
         """
         token_ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
         return write_hf_config(vars(self), dtype=dtype, token_ids=token_ids)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "ModelSpec":
+        """Return the spec that `to_dict` wrote.
+
+        Raises:
+            ValueError: If fields are missing, unknown, of another type or out of range; lists all.
+
+        Example:
+            >>> ModelSpec.from_dict({"name": "mine", "family": "Qwen3"})
+            Traceback (most recent call last):
+            ...
+            ValueError: cannot read a ModelSpec: num_layers, d_model, mlp_dim, ... are missing
+        """
+        problems: list[str] = []
+        fields = read_fields(cls, stored, problems)
+        if problems:
+            raise ValueError(f"cannot read a ModelSpec: {'; '.join(problems)}")
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field as a plain value for JSON, a rotary scaling with its kind.
+
+        Example:
+            >>> from kinetics_jax.specs import MODELS
+            >>> spec = MODELS["Llama-3.1-8B-Instruct"]
+            >>> spec.to_dict()["rope_scaling"]["kind"], ModelSpec.from_dict(spec.to_dict()) == spec
+            ('llama3', True)
+        """
+        return plain_fields(self)
 
     @property
     def group_size(self) -> int:

@@ -70,6 +70,9 @@ class YarnRope:
 
 RopeScaling = Llama3Rope | YarnRope
 
+ROPE_KINDS: dict[str, type[Llama3Rope] | type[YarnRope]] = {"llama3": Llama3Rope, "yarn": YarnRope}
+"""By the name that files give them: Hugging Face's `rope_type`, and ours."""
+
 
 def _require_stretch(factor: float, original_max_len: int) -> None:
     if not factor >= 1:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from tokenizers import Tokenizer
 
-from checkpoints_conversion import load_checkpoint, load_tokenizer, weights_hash
+from checkpoints_conversion import HfTokenizer, load_checkpoint, load_tokenizer, weights_hash
 from kinetics_jax.models import Decoder
 from kinetics_jax.specs import MODELS
 
@@ -28,7 +27,7 @@ class ZooModel:
     """
 
     model: Decoder
-    tokenizer: Tokenizer
+    tokenizer: HfTokenizer
     weights_hash: str
 
 

@@ -68,7 +68,9 @@ def test_the_first_layers_run_dense(model: Decoder, cache: PagedCache):
 
 def test_more_dense_layers_than_layers_are_refused(model: Decoder, cache: PagedCache):
     spec = TopK(budget_len=4, dense_layers=NUM_LAYERS + 1)
-    with pytest.raises(ValueError, match=rf"{NUM_LAYERS} layers of the model; got topk:4,dense_layers={NUM_LAYERS + 1}"):
+    with pytest.raises(
+        ValueError, match=rf"{NUM_LAYERS} layers of the model; got topk:4,dense_layers={NUM_LAYERS + 1}"
+    ):
         jax.eval_shape(lambda: model.decode_step(TOKENS, cache, spec))
 
 

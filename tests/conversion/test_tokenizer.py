@@ -22,7 +22,7 @@ def tokenizer() -> Tokenizer:
 def test_tokenizer_round_trip(tiny_model: Decoder, tokenizer: Tokenizer, tmp_path: Path):
     save_checkpoint(tiny_model, tmp_path / "tiny", tokenizer=tokenizer, bos_token_id=1, eos_token_id=2)
     loaded = load_tokenizer(tmp_path / "tiny")
-    assert loaded.encode("BOS 3 FAIL 26 DONE").ids == [1, 8, 3, 31, 4]
+    assert loaded.encode("BOS 3 FAIL 26 DONE") == [1, 8, 3, 31, 4]
     assert loaded.decode([1, 8, 3, 31, 4]) == "BOS 3 FAIL 26 DONE"
     assert json.loads((tmp_path / "tiny" / "config.json").read_text())["eos_token_id"] == 2
     config = json.loads((tmp_path / "tiny" / "tokenizer_config.json").read_text())

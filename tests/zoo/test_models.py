@@ -30,8 +30,8 @@ def test_every_folder_is_complete_and_speaks_the_tasks_words(name: str):
     assert {path.name for path in model_folder(name).iterdir()} >= FILES
     tokenizer = load_zoo_model(name).tokenizer
     vocabulary = Pathfind().vocabulary
-    assert tokenizer.encode(" ".join(vocabulary), add_special_tokens=False).ids == list(range(len(vocabulary)))
-    assert tokenizer.get_vocab_size() == MODELS[name].vocab_size == len(vocabulary)
+    assert tokenizer.encode(" ".join(vocabulary)) == list(range(len(vocabulary)))
+    assert tokenizer.vocab_size == MODELS[name].vocab_size == len(vocabulary)
 
 
 def test_weights_and_traces_stay_small():
