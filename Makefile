@@ -4,6 +4,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# libtpu has an environment of its own: where it is installed, JAX looks for TPUs and warns.
+TPU_VENV := .venv-tpu
+TPU_READY := $(TPU_VENV)/.ready
 DEMO_FLAGS ?=
 TEST_FLAGS ?=
 
@@ -15,13 +18,17 @@ endif
 endif
 PYTHON ?= python3
 
-.PHONY: demo test lint format env clean FORCE
+.PHONY: demo test test-tpu lint format env clean FORCE
 
 demo: env
 	$(BIN)/kinetics demo $(DEMO_FLAGS)
 
 test: env
 	$(BIN)/python -m pytest -n auto $(TEST_FLAGS)
+
+# Compiles for TPUs that need not be there.
+test-tpu: $(TPU_READY)
+	$(TPU_VENV)/bin/python -m pytest -n 2 tests/tpu $(TEST_FLAGS)
 
 lint: env
 	$(BIN)/ruff format --check .
@@ -40,7 +47,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@echo $(PYTHON) > $(READY)
 
+$(TPU_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[tpu]' pytest 'pytest-xdist[psutil]' hypothesis beartype
+	@touch $(TPU_READY)
+
 # Back to a fresh clone, except for results in out/ that are not the demo's.
 clean:
-	rm -rf $(VENV) build dist out/demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TPU_VENV) build dist out/demo .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

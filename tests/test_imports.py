@@ -35,7 +35,18 @@ ROOMS["cli"] = (6, set(ROOMS))
 ANALYSIS = ("specs", "cost", "accuracy", "traces", "scaling", "figures")
 FORBIDDEN_IN_ANALYSIS = ("flax", "orbax", "safetensors", "tokenizers", "jax.experimental.pallas")
 # Libraries of the extras load in the function that needs them.
-OPTIONAL = ("torch", "transformers", "datasets", "huggingface_hub", "math_verify", "ray", "beartype", "pytest")
+OPTIONAL = (
+    "torch",
+    "transformers",
+    "datasets",
+    "huggingface_hub",
+    "gguf",
+    "jinja2",
+    "math_verify",
+    "ray",
+    "beartype",
+    "pytest",
+)
 
 
 def room_of(module: str) -> str | None:

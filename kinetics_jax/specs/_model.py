@@ -88,7 +88,7 @@ class ModelSpec:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads must divide num_heads; got {self.num_kv_heads} and {self.num_heads} in {self.name!r}. "
-                f"Use one of {', '.join(str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0)}."
+                f"Use a divisor of {self.num_heads}."
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings; got {self.head_dim} in {self.name!r}")
