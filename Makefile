@@ -28,7 +28,7 @@ test: env
 
 # Compiles for TPUs that need not be there.
 test-tpu: $(TPU_READY)
-	$(TPU_VENV)/bin/python -m pytest -n 2 tests/tpu $(TEST_FLAGS)
+	$(TPU_VENV)/bin/python -m pytest -o addopts='--import-mode=importlib -ra' -n 2 tests/tpu $(TEST_FLAGS)
 
 lint: env
 	$(BIN)/ruff format --check .
