@@ -26,7 +26,7 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -n auto $(TEST_FLAGS)
 
-# Compiles for TPUs that need not be there.
+# Compiles decode steps of Qwen3-32B for TPUs that need not be there, and prints what memory they need.
 test-tpu: $(TPU_READY)
 	$(TPU_VENV)/bin/python -m pytest -o addopts='--import-mode=importlib -ra' -n 2 tests/tpu $(TEST_FLAGS)
 
@@ -47,9 +47,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@echo $(PYTHON) > $(READY)
 
-$(TPU_READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear $(TPU_VENV)
-	$(TPU_VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[tpu]' pytest 'pytest-xdist[psutil]' hypothesis beartype
+# Only libtpu is installed here; all else is looked up in the first environment.
+$(TPU_READY): $(READY)
+	$(BIN)/python -m venv --clear --without-pip $(TPU_VENV)
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > "$$($(TPU_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/other.pth"
+	$(BIN)/python -m pip --python $(TPU_VENV)/bin/python install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt 'jax[tpu]'
 	@touch $(TPU_READY)
 
 # Back to a fresh clone, except for results in out/ that are not the demo's.

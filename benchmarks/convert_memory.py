@@ -60,12 +60,10 @@ def write_zeros(folder: Path, spec: ModelSpec) -> None:
 
 def measure(direction: str, source: Path, target: Path) -> None:
     """Print seconds and growth of the peak, in a process of its own: a peak never falls."""
-    import jax
-    import orbax.checkpoint  # noqa: F401 (libraries are not what is measured)
+    import tensorstore  # noqa: F401 (libraries are not what is measured)
 
     from checkpoints_conversion import convert_checkpoint, export_checkpoint
 
-    jax.devices()
     before, started = peak_bytes(), time.monotonic()
     {"convert": convert_checkpoint, "export": export_checkpoint}[direction](source, target)
     print(json.dumps([time.monotonic() - started, peak_bytes() - before]))

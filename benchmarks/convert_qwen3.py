@@ -7,12 +7,14 @@ and says what it computes in float32. Every step runs in a process of its own, s
 
     make      the Hugging Face folder; golden logits in float32, transformers' own logits in bfloat16
     read      the same bytes, twice: with the page cache dropped, and from it
+    write     as many bytes into one new file, until the disk has them
     convert   to our format, the source's page cache dropped; again as int8
     run       load, compare logits in bfloat16, float32 (all at once and token by token) and int8
     mesh      where two devices are there: the same logits from a (1, 2) mesh
     export    back to a Hugging Face folder, every byte equal
 
-Targets: host memory grows by the largest tensor and 512 MB at most; 70% of the disk's read rate. Leaves out downloads.
+Targets: host memory grows by the largest tensor and 512 MB at most; 70% of the disk's read rate. Converting writes as
+much as it reads, so its share of the slower of the two rates is shown as well. Leaves out downloads.
 """
 
 import argparse
@@ -96,6 +98,22 @@ def read(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     return seconds
 
 
+def write(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """Time writing as many bytes as the shards have: in sequence, and synced, as what is converted is."""
+    left = sum(file.stat().st_size for file in shards(folder))
+    block = np.random.default_rng(0).bytes(BLOCK_BYTES)  # no disk makes them fewer
+    target = folder / "written"
+    drop_page_cache(shards(folder))
+    start = time.perf_counter()
+    with target.open("wb", buffering=0) as opened:
+        while left:
+            left -= opened.write(block[:left])
+        os.fsync(opened.fileno())
+    seconds = time.perf_counter() - start
+    target.unlink()
+    return {"disk_s": seconds}
+
+
 def convert(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     """Convert, and say how much memory it took beyond what importing takes."""
     return _convert(folder, int8=False)
@@ -107,7 +125,7 @@ def convert_int8(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 
 def _convert(folder: Path, *, int8: bool) -> dict[str, Any]:
-    import orbax.checkpoint  # noqa: F401  (what converting imports late is no growth)
+    import tensorstore  # noqa: F401  (what converting imports late is no growth)
 
     from checkpoints_conversion import convert_checkpoint
 
@@ -234,6 +252,7 @@ def export(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 STEPS: dict[str, Callable[[Path, ModelSpec], dict[str, Any]]] = {
     "make": make,
     "read": read,
+    "write": write,
     "convert": convert,
     "convert_int8": convert_int8,
     "run": run,
@@ -319,9 +338,11 @@ def rows_of(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str, boo
     """Return (what, measured, wanted, met) for the table; met is None where nothing is asked."""
     num_bytes, disk_s = results["make"]["bytes"], results["read"]["disk_s"]
     disk_rate = num_bytes / disk_s
+    slower_rate = min(disk_rate, num_bytes / results["write"]["disk_s"])
     rows: list[tuple[str, str, str, bool | None]] = [
         ("read from disk", f"{disk_rate / 1e6:,.0f} MB/s", "", None),
         ("read from page cache", f"{num_bytes / results['read']['cache_s'] / 1e6:,.0f} MB/s", "", None),
+        ("write to disk", f"{num_bytes / results['write']['disk_s'] / 1e6:,.0f} MB/s", "", None),
     ]
     for step in ("convert", "convert_int8"):
         result = results[step]
@@ -334,6 +355,7 @@ def rows_of(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, str, boo
                 f">= {MIN_RATE_SHARE:.0%} of the disk" if step == "convert" else "",
                 rate >= MIN_RATE_SHARE * disk_rate if step == "convert" else None,
             ),
+            ("  of the slower of reading and writing", f"{rate / slower_rate:.0%}", "", None),
             (
                 "  host memory: growth, peak",
                 f"{result['grown_bytes'] / 1e6:,.0f} MB, {result['peak_rss_bytes'] / 1e6:,.0f} MB",

@@ -1,34 +1,48 @@
 """From a Hugging Face folder, a hub name or a GGUF file to a converted checkpoint, a tensor at a time.
 
-Everything is checked by headers first. Host memory then holds the tensor that is read, and those that wait for the
-disk: at most the largest one and some chunks.
+Everything is checked by headers first. Then threads read, hash and turn several tensors at a time, a band of chunks
+each, and TensorStore writes chunks in the background. Host memory holds the bands that are read or wait for the disk.
+No device is looked for: converting neither wakes an accelerator nor takes its memory.
 """
 
 import hashlib
 import json
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, cast, final
 
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
-from kinetics_jax.models import MODEL_FILE, WEIGHTS_FOLDER, ModelFile, WeightDType, leaf_name
+from kinetics_jax.models import MODEL_FILE, WEIGHTS_FOLDER, ModelFile, WeightDType, leaf_name, leaf_shardings
 from kinetics_jax.specs import ModelSpec
 
+from ._bands import Band, Banding
 from ._int8 import SCALE, quantise_rows
 from ._load import checked_rules, read_spec
 from ._manifest import Journal, Manifest, TensorRecord
-from ._orbax import Leaf, LeafWriter, chunk_shape, create_weights, reopen_weights
-from ._prefetch import MAX_HELD_BYTES, Budget, prefetch
+from ._orbax import (
+    Leaf,
+    Region,
+    Slot,
+    Stores,
+    chunk_shape,
+    create_weights,
+    regions,
+    reopen_weights,
+    start_writing,
+)
+from ._prefetch import MAX_HELD_BYTES, Budget, gather
 from ._problems import raise_problems
 from ._rules import EMBEDDING, TensorRule, num_kernel_axes
-from ._source import HF_CONFIG_FILE, Source, open_source
-from ._staging import check_space, check_target, clear, partial_of, publish, sole_writer
+from ._source import HF_CONFIG_FILE, OnBytes, Source, open_source
+from ._staging import check_free, check_space, check_target, clear, partial_of, publish, sole_writer
 from ._stored import NUMPY_DTYPES, StoredTensor
 
 OnProgress = Callable[[int, int], None]
@@ -42,6 +56,7 @@ def convert_checkpoint(
     target: str | PathLike[str],
     *,
     dtype: str | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     int8: bool = False,
     revision: str | None = None,
     force: bool = False,
@@ -58,6 +73,8 @@ def convert_checkpoint(
             it is run, and pickles are not opened.
         target: The folder to make.
         dtype: "float32" or "bfloat16" for all weights, rounded to nearest even; None keeps each as it is stored.
+        mesh: Has the axes "data" and "model"; the chunks on disk are then cut so that each of its devices reads its own
+            bytes only. Any other mesh can load the result. An `AbstractMesh` needs no devices, and none is looked for.
         int8: Whether kernels are rounded to int8 (`quantise_leaf`); `dtype` is then for what keeps its floats. Such a
             checkpoint cannot be exported again.
         revision: Branch, tag or commit of a hub name; None is the newest.
@@ -70,7 +87,8 @@ def convert_checkpoint(
     Raises:
         ValueError: If files are missing, truncated or malformed, a config field is unknown or asks for what `Decoder`
             does not compute, tensors are missing, extra, misshapen or not floating, or the target may not be written.
-            Lists them all; the target is untouched. If a weight that is to be int8 is not finite.
+            Lists them all; the target is untouched. If the mesh does not divide the model, or a weight that is to be
+            int8 is not finite.
         OSError: If the disk is full or the hub cannot be reached.
         ImportError: If the source needs an extra that is not installed.
 
@@ -86,7 +104,7 @@ def convert_checkpoint(
     subject, problems = f"cannot convert {fspath(source)}", list[str]()
     opened = open_source(source, revision=revision, problems=problems)
     check_target(target, opened.folder, proof=MODEL_FILE, force=force, problems=problems)
-    plan = _make_plan(subject, opened, dtype, int8, problems)
+    plan = _make_plan(subject, opened, dtype, mesh, int8, problems)
     check_space(target, sum(plan.bytes_by_dtype.values()), problems)
     raise_problems(subject, problems)
     partial = partial_of(target)
@@ -98,6 +116,8 @@ def convert_checkpoint(
         (partial / HF_CONFIG_FILE).write_text(json.dumps(opened.config, indent=2) + "\n", encoding="utf-8")
         opened.copy_tokenizer(partial)
         Manifest(source=opened.origin, tensors=records).write(partial)
+        check_free(target, proof=MODEL_FILE, force=force, problems=problems)
+        raise_problems(subject, problems)
         journal.remove()
         publish(partial, target)
     return target
@@ -148,14 +168,14 @@ class _Plan:
                 floats[leaf.dtype.name] = floats.get(leaf.dtype.name, 0) + leaf.num_bytes
         return cast(WeightDType, max(floats, key=lambda dtype: floats[dtype]))
 
-    def num_part_bytes(self, tensor: StoredTensor) -> int:
-        """Size of what a tensor fills: its part of a leaf, and scales; a tied head's second copy is never held."""
+    def num_band_bytes(self, tensor: StoredTensor) -> int:
+        """Size of the largest band of a tensor; a tied head's second copy is never held."""
         rule = self.rules.get(tensor.name)
-        if rule is None:
-            return 0
-        leaf = self.leaves[leaf_name(rule.path)]
-        num_scales = math.prod(rule.outputs) if leaf.dtype == np.int8 else 0
-        return math.prod(tensor.shape) * leaf.dtype.itemsize + num_scales * np.dtype(np.float32).itemsize
+        return 0 if rule is None else self.banding(rule).num_bytes(0, self.leaves[leaf_name(rule.path)].dtype)
+
+    def banding(self, rule: TensorRule) -> Banding:
+        """How a tensor is cut for the chunks of its leaf."""
+        return Banding(rule=rule, chunk=self.leaves[leaf_name(rule.path)].chunk[len(rule.slot) :])
 
     def record(self, tensor: StoredTensor, sha256: str) -> TensorRecord:
         rule = self.rules.get(tensor.name) or self.rules[EMBEDDING]  # only a tied head has no rule of its own
@@ -170,7 +190,14 @@ class _Plan:
         )
 
 
-def _make_plan(subject: str, source: Source, dtype: str | None, int8: bool, problems: list[str]) -> _Plan:
+def _make_plan(
+    subject: str,
+    source: Source,
+    dtype: str | None,
+    mesh: Mesh | AbstractMesh | None,
+    int8: bool,
+    problems: list[str],
+) -> _Plan:
     """Check config and headers and say what goes where; what is wrong is added, or raised where nothing can go on."""
     spec = read_spec(source.config, source.name, problems) if source.config else None
     inventory = source.inventory(problems)
@@ -194,6 +221,8 @@ def _make_plan(subject: str, source: Source, dtype: str | None, int8: bool, prob
                 f"tensor {tensor.name} in {tensor.file.name} is {wanted.name}, the experts before it "
                 f"{leaves[name].dtype.name}; choose one dtype for all"
             )
+    if mesh is not None:
+        leaves = _cut_for_mesh(leaves, rules, spec, mesh, problems)
     in_order = sorted(inventory.values(), key=lambda tensor: (tensor.file, tensor.offset))
     by_name = {rule.hf_name: rule for rule in rules}
     return _Plan(source=source, spec=spec, rules=by_name, tensors=tuple(in_order), leaves=leaves)
@@ -204,44 +233,91 @@ def _leaf(shape: tuple[int, ...], dtype: np.dtype, rule: TensorRule, spec: Model
     return Leaf(shape=shape, dtype=dtype, chunk=chunk)
 
 
+def _cut_for_mesh(
+    leaves: dict[str, Leaf],
+    rules: tuple[TensorRule, ...],
+    spec: ModelSpec,
+    mesh: Mesh | AbstractMesh,
+    problems: list[str],
+) -> dict[str, Leaf]:
+    """Return the leaves in chunks that tile the shards of a mesh; one that does not divide the model is a problem."""
+    try:
+        shardings = leaf_shardings(spec, leaves, mesh)
+    except ValueError as error:
+        problems.append(str(error))
+        return leaves
+    stacks = {leaf_name(rule.path) for rule in rules if rule.num_stacked}
+    cut = {}
+    for name, leaf in leaves.items():
+        is_stack, shard = name.removesuffix(SCALE) in stacks, shardings[name].shard_shape(leaf.shape)
+        chunk = chunk_shape(leaf.shape, leaf.dtype.itemsize, d_model=spec.d_model, is_stack=is_stack, shard=shard)
+        cut[name] = replace(leaf, chunk=chunk)
+    return cut
+
+
 def _write_weights(plan: _Plan, weights: Path, journal: Journal, on_progress: OnProgress) -> None:
+    """Write the tensors that the journal does not note; note each once all of it is on the disk."""
     if journal.is_new or not weights.is_dir():
         clear(weights.parent)
-        create_weights(weights, plan.leaves)
+        stores = create_weights(weights, plan.leaves)
         journal.start()
     else:
-        reopen_weights(weights)
+        stores = reopen_weights(weights)
     todo = [tensor for tensor in plan.tensors if tensor.name not in journal.records]
     total = sum(tensor.num_bytes for tensor in plan.tensors)
     progress = _Progress(on_progress, done=total - sum(tensor.num_bytes for tensor in todo), total=total)
-    budget = Budget(max(MAX_HELD_BYTES, *map(plan.num_part_bytes, plan.tensors)))
-    with LeafWriter(weights, budget) as writer:
-        parts = prefetch(
-            todo,
-            lambda tensor: _read_part(plan, tensor, progress),
-            num_bytes=plan.num_part_bytes,
-            budget=budget,
-            wait=writer.finish_oldest,
-        )
-        try:
-            for record, filled in parts:
-                _put(plan, record, filled, writer, journal)
-                del filled  # else it would be held while the next one is read
-        except BaseException:
-            progress.stop()
-            raise
+    run = _Run(
+        plan=plan,
+        stores=stores,
+        budget=Budget(max(MAX_HELD_BYTES, *map(plan.num_band_bytes, plan.tensors))),
+        progress=progress,
+    )
+    todo.sort(key=lambda tensor: -tensor.num_bytes)  # else a thread may be left alone with a large one at the end
+    try:
+        with closing(gather(todo, lambda tensor: _write_tensor(run, tensor), on_end=run.stop)) as steps:
+            for step in steps:
+                for future in step.futures:
+                    stores.finish(future)
+                run.under_way.remove(step)
+                run.budget.give_back(step.held_bytes)
+                if step.record is not None:
+                    journal.add(step.record)
+    finally:
+        for step in run.under_way:  # after an error: nothing may write here once the folder is let go
+            for future in step.futures:
+                future.exception()
 
 
-def _put(
-    plan: _Plan, record: TensorRecord, filled: dict[str, np.ndarray], writer: LeafWriter, journal: Journal
-) -> None:
-    """Write what a tensor filled; once the last of it is on the disk, so is the rest, and the journal notes it."""
-    if not filled:
-        journal.add(record)
-        return
-    slot, last = plan.rules[record.name].slot, list(filled)[-1]
-    for name, part in filled.items():
-        writer.put(name, slot, part, on_written=(lambda: journal.add(record)) if name == last else None)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Step:
+    """Chunks of one tensor on their way to the disk; the last step of a tensor has no more of them, but its record."""
+
+    futures: list[Any] = field(default_factory=list)
+    held_bytes: int = 0
+    record: TensorRecord | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """What the threads of one conversion share; `under_way` holds what was started and not waited for."""
+
+    plan: _Plan
+    stores: Stores
+    budget: Budget
+    progress: "_Progress"
+    under_way: list[_Step] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """Make the threads end soon."""
+        self.progress.stop()
+        self.budget.close()
+
+    def step(self, name: str, slot: Slot, chunks: Iterable[tuple[Region, np.ndarray]], *, held_bytes: int = 0) -> _Step:
+        """Start to write chunks."""
+        step = _Step(held_bytes=held_bytes)
+        self.under_way.append(step)
+        step.futures.extend(start_writing(self.stores, name, slot, region, chunk) for region, chunk in chunks)
+        return step
 
 
 @final
@@ -267,26 +343,50 @@ class _Progress:
         self._stopped = True
 
 
-def _read_part(plan: _Plan, tensor: StoredTensor, progress: _Progress) -> tuple[TensorRecord, dict[str, np.ndarray]]:
-    """Return what the manifest says of a tensor, and what it fills by leaf; a tied head's second copy fills nothing."""
+def _write_tensor(run: _Run, tensor: StoredTensor) -> Iterator[_Step]:
+    """Read and hash a tensor, and start to write what it fills; a tied head's second copy fills nothing."""
     digest = hashlib.sha256()
-    filled: dict[str, np.ndarray] = {}
-    window = scale = None
-    if (rule := plan.rules.get(tensor.name)) is not None:
-        name = leaf_name(rule.path)
-        part = filled[name] = np.empty(rule.part_shape, plan.leaves[name].dtype)
-        window = rule.part_to_stored(part)
-        assert np.shares_memory(window, part), "the layout of the file must be a view of the leaf"
-        if part.dtype == np.int8:
-            filled[name + SCALE] = np.empty(rule.outputs, np.float32)
-            scale = filled[name + SCALE].reshape(-1)
-    first = 0
-    for rows in plan.source.rows(tensor, digest.update):
-        place = slice(first, first + len(rows))
-        if window is not None and scale is not None:
-            window[place], scale[place] = quantise_rows(f"tensor {tensor.name}", rows)
-        elif window is not None:
-            window[place] = rows  # rounds to nearest even
-        first += len(rows)
-        progress.advance(rows.nbytes)
-    return plan.record(tensor, digest.hexdigest()), filled
+    rule = run.plan.rules.get(tensor.name)
+    if rule is not None:
+        yield from _write_bands(run, tensor, rule, digest.update)
+    else:
+        for rows in run.plan.source.rows(tensor, digest.update):
+            run.progress.advance(rows.nbytes)
+    last = _Step(record=run.plan.record(tensor, digest.hexdigest()))
+    run.under_way.append(last)
+    yield last
+
+
+def _write_bands(run: _Run, tensor: StoredTensor, rule: TensorRule, on_bytes: OnBytes) -> Iterator[_Step]:
+    """Fill bands with the rows of a tensor and start to write each that is full; scales come last."""
+    name, banding = leaf_name(rule.path), run.plan.banding(rule)
+    dtype = run.plan.leaves[name].dtype
+    scale = np.empty(rule.outputs, np.float32) if dtype == np.int8 else None
+    first, band = 0, None
+    for stored in run.plan.source.rows(replace(tensor, shape=banding.stored_shape), on_bytes):
+        rows = stored.reshape(-1, *banding.stored_shape[1:])
+        while len(rows):
+            if band is None:
+                run.budget.take(banding.num_bytes(first, dtype))
+                band = Band(banding, first, dtype)
+            taken, rows = rows[: band.last - first], rows[band.last - first :]
+            after = first + len(taken)
+            if scale is not None:
+                taken, scale[first:after] = _quantise(tensor, taken, num_outputs=len(rule.outputs))
+            band.fill(first, taken)
+            first = after
+            if first == band.last:
+                yield run.step(name, rule.slot, band.chunks, held_bytes=banding.num_bytes(band.first, dtype))
+                band = None
+        run.progress.advance(stored.nbytes)
+    if scale is not None:
+        chunk = run.plan.leaves[name + SCALE].chunk[len(rule.slot) :]
+        chunks = ((region, np.ascontiguousarray(scale[region])) for region in regions(scale.shape, chunk))
+        yield run.step(name + SCALE, rule.slot, chunks)
+
+
+def _quantise(tensor: StoredTensor, rows: np.ndarray, *, num_outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round rows [*outputs, *inputs] to int8, and return them and the scales [*outputs]."""
+    outputs = rows.shape[:num_outputs]
+    values, scale = quantise_rows(f"tensor {tensor.name}", rows.reshape(math.prod(outputs), -1))
+    return values.reshape(rows.shape), scale.reshape(outputs)

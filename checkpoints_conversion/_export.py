@@ -5,7 +5,8 @@ The manifest says which tensors there were, a tied head's second copy among them
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -23,7 +24,7 @@ from ._problems import raise_problems
 from ._rules import EMBEDDING, TIED_HEAD, TensorRule, tensor_rules
 from ._safetensors import write_safetensors
 from ._source import HF_CONFIG_FILE, TOKENIZER_FILES, copy_files
-from ._staging import check_space, check_target, new_folder, partial_of, publish
+from ._staging import check_free, check_space, check_target, new_folder, partial_of, publish
 from ._stored import INDEX_FILE, NUMPY_DTYPES, SINGLE_FILE, StoredTensor, read_json_object
 
 _DTYPE_FIELDS = ("torch_dtype", "dtype")  # of transformers 4 and 5
@@ -82,6 +83,8 @@ def export_checkpoint(
         copy_files(source, partial, TOKENIZER_FILES)
         changes = {} if plan.keeps_dtypes else {name: file.dtype for name in _DTYPE_FIELDS if name in config}
         _write_json(partial / "config.json", config | changes)
+        check_free(target, proof="config.json", force=force, problems=problems)
+        raise_problems(subject, problems)
         publish(partial, target)
     return target
 
@@ -124,6 +127,9 @@ class _Plan:
 
 def _match_rules(spec: ModelSpec, manifest: Manifest, problems: list[str]) -> dict[str, TensorRule]:
     """Return the rule of each tensor of the manifest, which must be those of the model."""
+    if spec.num_layers * max(spec.num_experts, 1) > len(manifest.tensors):  # a broken file may ask for any number
+        problems.append(f"manifest.json lists {len(manifest.tensors)} tensors, fewer than model.json has layers")
+        return {}
     rules = {rule.hf_name: rule for rule in tensor_rules(spec)}
     names = [record.name for record in manifest.tensors]
     if spec.tied_embeddings and TIED_HEAD in names:
@@ -166,24 +172,25 @@ def _write_tensors(plan: _Plan, folder: Path, on_progress: Callable[[int, int], 
     on_progress(done, total)
     budget = Budget(max(MAX_HELD_BYTES, *(tensor.stored.num_bytes for tensor in plan.tensors)))
 
-    def read_all(tensors: list[_Tensor]) -> Iterator[np.ndarray]:
+    def read_all(tensors: list[_Tensor]) -> Generator[np.ndarray, None, None]:
         nonlocal done
         arrays = prefetch(
             tensors,
             lambda tensor: _read_checked(plan, tensor),
             num_bytes=lambda tensor: tensor.stored.num_bytes,
             budget=budget,
-            wait=lambda: None,
         )
-        for tensor in tensors:
-            yield next(arrays)
-            budget.give_back(tensor.stored.num_bytes)
-            done += tensor.stored.num_bytes
-            on_progress(done, total)
+        with closing(arrays):
+            for tensor in tensors:
+                yield next(arrays)
+                budget.give_back(tensor.stored.num_bytes)
+                done += tensor.stored.num_bytes
+                on_progress(done, total)
 
     files = plan.files
     for name, tensors in files.items():
-        write_safetensors(folder / name, [tensor.stored for tensor in tensors], read_all(tensors))
+        with closing(read_all(tensors)) as numbers:
+            write_safetensors(folder / name, [tensor.stored for tensor in tensors], numbers)
     if list(files) != [SINGLE_FILE]:
         weight_map = {tensor.record.name: tensor.stored.file.name for tensor in plan.tensors}
         _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})

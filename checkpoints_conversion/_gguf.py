@@ -74,24 +74,29 @@ class GgufSource:
         llama.cpp rotates neighbours (x_2i, x_2i+1), Hugging Face halves (x_i, x_i+H/2). Files of the architecture
         `llama` store the rows of queries and keys in llama.cpp's order; here they come back in the other.
         """
-        numbers = self._file.read(self._tensors[name].name)
-        num_heads = self._num_permuted_heads(name)
-        if num_heads is None:
-            return numbers
-        pairs = numbers.reshape(num_heads, -1, 2, *numbers.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(numbers.shape)
+        return self._turned(name, self._file.read(self._tensors[name].name))
+
+    def rows(self, name: str, *, num_groups: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the bytes in the file and the numbers, as `read`, of some rows of a tensor at a time.
+
+        Args:
+            name: Hugging Face name.
+            num_groups: Of so many groups of rows none is torn: heads, whose rows the file may have in another order.
+        """
+        for stored, numbers in self._file.rows(self._tensors[name].name, num_groups=num_groups):
+            yield stored, self._turned(name, numbers)
 
     def stored(self, name: str) -> tuple[str, np.ndarray]:
         """Return the type of a tensor in the file ("Q4_K") and its bytes there [num_bytes], for a manifest."""
         tensor = self._tensors[name]
         return tensor.type_name, self._file.stored_bytes(tensor.name)
 
-    def _num_permuted_heads(self, name: str) -> int | None:
-        if self.config["model_type"] != "llama":
-            return None
-        if name.endswith("q_proj.weight"):
-            return self.config["num_attention_heads"]
-        return self.config["num_key_value_heads"] if name.endswith("k_proj.weight") else None
+    def _turned(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return the rows of whole heads in the order of Hugging Face."""
+        if self.config["model_type"] != "llama" or not name.endswith(("q_proj.weight", "k_proj.weight")):
+            return rows
+        pairs = rows.reshape(-1, self.config["head_dim"] // 2, 2, *rows.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(rows.shape)
 
     def _read_config(self) -> dict[str, Any]:
         problems: list[str] = []

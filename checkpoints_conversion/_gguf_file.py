@@ -25,7 +25,7 @@ _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 _MAX_AXES = 4
-_CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +90,31 @@ class GgufFile:
 
     def read(self, name: str) -> np.ndarray:
         """Return the numbers of a tensor; quantised ones become float32, chunk by chunk to keep memory low."""
-        tensor, stored = self.tensors[name], self.stored_bytes(name)
+        tensor = self.tensors[name]
         if tensor.type_name in NUMPY_DTYPES:
-            return stored.view(NUMPY_DTYPES[tensor.type_name]).reshape(tensor.shape)
-        row_len = tensor.shape[-1]
-        numbers = np.empty((math.prod(tensor.shape[:-1]), row_len), np.float32)
-        rows = stored.reshape(numbers.shape[0], -1)
-        num_rows = max(1, _CHUNK_BYTES // numbers.strides[0])
-        for first in range(0, len(rows), num_rows):
-            chunk = slice(first, first + num_rows)
-            numbers[chunk] = self._dequantize(rows[chunk], tensor.type_name)
+            return self.stored_bytes(name).view(NUMPY_DTYPES[tensor.type_name]).reshape(tensor.shape)
+        numbers = np.empty((math.prod(tensor.shape[:-1]), tensor.shape[-1]), np.float32)
+        first = 0
+        for _, rows in self.rows(name):
+            numbers[first : first + len(rows)] = rows
+            first += len(rows)
         return numbers.reshape(tensor.shape)
+
+    def rows(self, name: str, *, num_groups: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield bytes [n, row_bytes] and numbers [n, row_len] of some rows of a tensor at a time, in order.
+
+        Rows run along the innermost axis. Of so many groups of equally many rows none is torn.
+        """
+        tensor = self.tensors[name]
+        stored = self.stored_bytes(name).reshape(math.prod(tensor.shape[:-1]), -1)
+        group_len = max(1, len(stored) // (num_groups or len(stored)))
+        num_rows = group_len * max(1, _CHUNK_BYTES // (4 * tensor.shape[-1] * group_len))
+        for first in range(0, len(stored), num_rows):
+            chunk = stored[first : first + num_rows]
+            if tensor.type_name in NUMPY_DTYPES:
+                yield chunk, chunk.view(NUMPY_DTYPES[tensor.type_name])
+            else:
+                yield chunk, self._dequantize(chunk, tensor.type_name)
 
     def _dequantize(self, rows: np.ndarray, type_name: str) -> np.ndarray:
         return self._gguf.dequantize(rows, self._gguf.GGMLQuantizationType[type_name])

@@ -10,6 +10,9 @@ Called by `_verify`. A golden file is a .safetensors or .npz with these arrays:
 
 import importlib
 import importlib.util
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -28,6 +31,7 @@ from ._load import load_checkpoint
 from ._problems import raise_problems
 
 Engine = Literal["transformers", "kinetics"]
+_TORN_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, MemoryError)
 GOLDEN_SUFFIXES = (".safetensors", ".npz")
 DEFAULT_SHAPE = (2, 32)
 """Sequences and tokens that are drawn where nobody names token ids."""
@@ -100,11 +104,15 @@ def _read_arrays(file: Path, subject: str) -> dict[str, np.ndarray]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        with np.load(file, allow_pickle=False) as stored:
-            return dict(stored)
+        with file.open("rb") as opened:  # NumPy would leave a torn one open
+            if not zipfile.is_zipfile(opened):
+                raise ValueError("it does not end as a zip archive does")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as stored:
+                return dict(stored)
     except FileNotFoundError:
         raise ValueError(f"{subject}: no such file") from None
-    except (SafetensorError, OSError, ValueError, EOFError) as error:
+    except (SafetensorError, OSError, ValueError, EOFError, *_TORN_ZIP) as error:
         raise ValueError(f"{subject}: it is no whole {file.suffix} file ({error})") from error
 
 
@@ -211,7 +219,12 @@ def _load_transformers(folder: Path) -> Any:
     if not folder.is_dir():
         raise ValueError(f"cannot run {folder}: no such folder")
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, trust_remote_code=False
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        output_loading_info=True,
+        trust_remote_code=False,
+        use_safetensors=True,  # never a pickle
     )
     wrong = {name: report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[name]}
     if wrong:

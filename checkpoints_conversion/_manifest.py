@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 from kinetics_jax import __version__
 
@@ -79,11 +79,12 @@ class Manifest:
         tensors = content.get("tensors")
         records = [_read_record(entry) for entry in tensors] if isinstance(tensors, list) else [None]
         whole = tuple(record for record in records if record is not None)
-        if content.get("version") != _VERSION or len(whole) != len(records):
+        source = content.get("source")
+        if content.get("version") != _VERSION or len(whole) != len(records) or not _is_origin(source):
             problems.append(f"{MANIFEST_FILE} is malformed, or of a newer kinetics_jax ({content.get('tool')})")
             return None
         tool = str(content.get("tool")).removeprefix("kinetics_jax ")
-        return cls(source=content.get("source") or {}, tensors=whole, tool_version=tool)
+        return cls(source=source, tensors=whole, tool_version=tool)
 
 
 def combined_hash(tensors: Iterable[TensorRecord]) -> str:
@@ -155,6 +156,13 @@ def _parse(line: bytes) -> Any:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def _is_origin(source: Any) -> TypeGuard[dict[str, str]]:
+    """Say whether a JSON value is a source: texts, and with a repository its revision."""
+    if not isinstance(source, dict) or not all(isinstance(value, str) for value in source.values()):
+        return False
+    return "repo" not in source or "revision" in source
 
 
 def _read_record(stored: Any) -> TensorRecord | None:

@@ -1,17 +1,25 @@
 """The weights of a converted checkpoint: an Orbax checkpoint whose arrays are written and read a few chunks at a time.
 
-Orbax lays out the folder and the tree; its own `save` would hold a whole leaf twice, or the whole model. So it saves a
-tree of empty leaves, and TensorStore, which keeps the arrays for Orbax, then makes each one in its real size. Orbax
-reads the result like any other checkpoint. A chunk carries its CRC-32C, so that damage is an error when read.
+Orbax's own `save` would hold a whole leaf twice, or the whole model, and would wake the accelerator and take most of
+its memory. So TensorStore, which keeps the arrays for Orbax, writes them, and `_METADATA` names them; no device is
+looked for. Orbax reads the result like any other checkpoint. A chunk carries its CRC-32C, so that damage is an error
+when read.
+
+    weights/_METADATA               names of the leaves, by which Orbax finds them
+            _CHECKPOINT_METADATA    says which of Orbax's handlers reads it
+            manifest.ocdbt          where the root is of a tree of keys, one for each chunk
+            d/                      chunks, the nodes of that tree, and nodes that newer ones replaced
 
 Called by `_convert` and `_export`; `kinetics_jax.models` restores through Orbax.
 """
 
 import itertools
+import json
 import math
+import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +27,13 @@ from typing import Any, final
 
 import numpy as np
 
-from ._prefetch import Budget
-
 MAX_CHUNK_BYTES = 1 << 24
 _MIN_SPLIT_BYTES, _MIN_SPLITS = 1 << 20, 8  # a model axis of 8 finds chunks of its own in all but small leaves
-_MAX_ENCODED_BYTES = 1 << 26  # chunks that TensorStore may have copied at one time
+_MAX_DIVISION = 8  # a chunk whose next divisor is further below its half stays: thousands of chunks cost more
+_MAX_READ_BYTES = 1 << 26  # chunks that `read_part` may have under way
+_DATA_FILE_BYTES = 1 << 25  # of a file of chunks, when more wait to be written; else a file holds less
+_MAX_FILE_THREADS = 16
+_DICT_KEY = 2  # Orbax's number for the key of a dict
 
 Slot = tuple[int, ...]
 Region = tuple[slice, ...]
@@ -49,18 +59,39 @@ class Leaf:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def chunk_shape(shape: tuple[int, ...], itemsize: int, *, d_model: int, is_stack: bool = False) -> tuple[int, ...]:
+def chunk_shape(
+    shape: tuple[int, ...],
+    itemsize: int,
+    *,
+    d_model: int,
+    is_stack: bool = False,
+    shard: tuple[int, ...] | None = None,
+) -> tuple[int, ...]:
     """Return chunks of at most 16 MiB, cut along the axis that a mesh splits: heads, MLP width, vocabulary, experts.
 
     That is the first axis that is not the residual width; large leaves have at least 8 chunks along it. A stack keeps
-    its parts in chunks of their own, because they are written one by one.
+    its parts in chunks of their own, because they are written one by one. Chunks tile `shard` too, which is what a
+    device of a known mesh holds, so that none reaches into that of another device.
 
     Example:
         >>> chunk_shape((5120, 25600), 2, d_model=5120)
         (5120, 1600)
+        >>> chunk_shape((151936, 5120), 2, d_model=5120, shard=(18992, 5120))
+        (1187, 5120)
     """
-    chunk = [1, *shape[1:]] if is_stack else list(shape)
-    preferred = next((axis for axis, size in enumerate(shape) if size != d_model and chunk[axis] > 1), 0)
+    shard = shape if shard is None else shard
+    chunk = [1, *shard[1:]] if is_stack else list(shard)
+    cut = [axis for axis, size in enumerate(shard) if size != shape[axis] and chunk[axis] > 1]
+    preferred = [axis for axis, size in enumerate(shape) if size != d_model and chunk[axis] > 1]
+    preferred = next(iter(cut + preferred), 0)
+
+    def smaller(axis: int) -> int:
+        """Return at most half; of an axis that the mesh cuts a divisor, unless it has only small ones."""
+        half = -(-chunk[axis] // 2)
+        if axis not in cut:
+            return half
+        divisor = next(size for size in range(half, 0, -1) if shard[axis] % size == 0)
+        return divisor if divisor > half // _MAX_DIVISION else chunk[axis]
 
     def num_bytes() -> int:
         return math.prod(chunk) * itemsize
@@ -68,15 +99,15 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, *, d_model: int, is_stack
     def has_few_chunks() -> bool:
         return not is_stack and num_bytes() > _MIN_SPLIT_BYTES and chunk[preferred] * _MIN_SPLITS > shape[preferred]
 
-    while chunk[preferred] > 1 and (num_bytes() > MAX_CHUNK_BYTES or has_few_chunks()):
-        chunk[preferred] = -(-chunk[preferred] // 2)
-    while num_bytes() > MAX_CHUNK_BYTES:
-        largest = chunk.index(max(chunk))
-        chunk[largest] = -(-chunk[largest] // 2)
+    while smaller(preferred) < chunk[preferred] and (num_bytes() > MAX_CHUNK_BYTES or has_few_chunks()):
+        chunk[preferred] = smaller(preferred)
+    while num_bytes() > MAX_CHUNK_BYTES and (axes := [axis for axis, size in enumerate(chunk) if smaller(axis) < size]):
+        largest = max(axes, key=lambda axis: chunk[axis])
+        chunk[largest] = smaller(largest)
     return tuple(chunk)
 
 
-def create_weights(folder: Path, leaves: Mapping[str, Leaf]) -> None:
+def create_weights(folder: Path, leaves: Mapping[str, Leaf]) -> "Stores":
     """Write an Orbax checkpoint of these leaves without their numbers, into a folder that does not exist.
 
     Until every chunk is written, reading raises: missing chunks are no zeros.
@@ -84,22 +115,50 @@ def create_weights(folder: Path, leaves: Mapping[str, Leaf]) -> None:
     Raises:
         OSError: If the disk refuses.
     """
-    import orbax.checkpoint as ocp  # takes seconds to load
+    folder.mkdir()
+    for name, content in (("_METADATA", _tree_metadata(leaves)), ("_CHECKPOINT_METADATA", _step_metadata())):
+        with (folder / name).open("w", encoding="utf-8") as opened:
+            json.dump(content, opened)
+            opened.flush()
+            os.fsync(opened.fileno())
+    stores = Stores(folder)
+    stores.create(leaves)
+    return stores
 
-    empty = {name: np.zeros((1,) * len(leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
-    with _disk_errors(folder), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(empty))
-        stores = Stores(folder)
-        futures = [stores.start_opening(name, create=leaf) for name, leaf in leaves.items()]
-        for future in futures:
-            future.result()
 
-
-def reopen_weights(folder: Path) -> None:
+def reopen_weights(folder: Path) -> "Stores":
     """Make weights that a killed run left ready to go on: files that it had half written go."""
     for half in folder.rglob("*.__lock"):
         half.unlink()
+    return Stores(folder)
+
+
+def _tree_metadata(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+    """Return what Orbax writes of a dict of NumPy arrays with these keys."""
+    value = {"value_type": "np.ndarray", "skip_deserialize": False}
+    tree = {
+        str((name,)): {"key_metadata": [{"key": name, "key_type": _DICT_KEY}], "value_metadata": value}
+        for name in sorted(leaves)
+    }
+    return {
+        "tree_metadata": tree,
+        "use_ocdbt": True,
+        "use_zarr3": True,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+
+
+def _step_metadata() -> dict[str, Any]:
+    """Return what Orbax writes of a whole checkpoint; without times, so that converting twice writes the same."""
+    return {
+        "item_handlers": "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler",
+        "metrics": {},
+        "performance_metrics": {},
+        "init_timestamp_nsecs": None,
+        "commit_timestamp_nsecs": None,
+        "custom_metadata": {},
+    }
 
 
 @final
@@ -115,12 +174,12 @@ class Stores:
 
         self.folder = folder
         self._open = tensorstore.open
-        self._context = tensorstore.Context({"file_io_concurrency": {"limit": 16}})
+        self._context = tensorstore.Context({"file_io_concurrency": {"limit": _MAX_FILE_THREADS}})
         self._stores: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._stores:
-            self._stores[name] = self.start_opening(name).result()
+            self._stores[name] = self._start_opening(name).result()
         return self._stores[name]
 
     def get(self, name: str, problems: list[str]) -> Any | None:
@@ -131,11 +190,28 @@ class Stores:
             problems.append(f"leaf {name} cannot be read: {brief(error)}")
             return None
 
-    def start_opening(self, name: str, *, create: Leaf | None = None) -> Any:
+    def finish(self, future: Any) -> None:
+        """Wait for what was started.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        with _disk_errors(self.folder):
+            future.result()
+
+    def create(self, leaves: Mapping[str, Leaf]) -> None:
+        """Make the arrays of these leaves, all at a time."""
+        with _disk_errors(self.folder):
+            opening = {name: self._start_opening(name, create=leaf) for name, leaf in leaves.items()}
+            self._stores |= {name: future.result() for name, future in opening.items()}
+
+    def _start_opening(self, name: str, *, create: Leaf | None = None) -> Any:
         """Return the future of the array of a leaf, made anew if it is to be."""
         base = {"driver": "file", "path": f"{self.folder.absolute()}/"}
         spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
         spec |= {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
+        # Several files are written at a time, instead of one that all wait for.
+        spec["kvstore"]["target_data_file_size"] = _DATA_FILE_BYTES
         if create is not None:
             spec |= {"create": True, "delete_existing": True}
             spec["metadata"] = {
@@ -147,79 +223,20 @@ class Stores:
         return self._open(spec, context=self._context)
 
 
-@final
-class LeafWriter:
-    """Write parts of leaves in the background; a budget says how much of them is held.
+def start_writing(stores: Stores, name: str, slot: Slot, region: Region, chunk: np.ndarray) -> Any:
+    """Start to write a chunk, a region of `leaf[slot]`, and return the future of its being on the disk.
 
-    Args:
-        folder: What `create_weights` made.
-        budget: Gets back the bytes of a part once it is on the disk.
+    The chunk must not change any more: TensorStore keeps no copy.
 
     Example:
         >>> import tempfile
         >>> weights = Path(tempfile.mkdtemp()) / "weights"
-        >>> create_weights(weights, {"a": Leaf(shape=(2, 3), dtype=np.dtype("float32"), chunk=(1, 3))})
-        >>> budget = Budget(24)
-        >>> with LeafWriter(weights, budget) as writer:
-        ...     budget.take(24)
-        ...     writer.put("a", (), np.arange(6, dtype=np.float32).reshape(2, 3))
+        >>> stores = create_weights(weights, {"a": Leaf(shape=(2, 3), dtype=np.dtype("float32"), chunk=(1, 3))})
+        >>> stores.finish(start_writing(stores, "a", (1,), (slice(0, 3),), np.arange(3, dtype=np.float32)))
         >>> read_part(Stores(weights), "a", (1,), np.empty(3, np.float32)).tolist()
-        [3.0, 4.0, 5.0]
+        [0.0, 1.0, 2.0]
     """
-
-    def __init__(self, folder: Path, budget: Budget):
-        self._stores = Stores(folder)
-        self._budget = budget
-        self._under_way: deque[_Write] = deque()
-        self._encoded_bytes = 0
-
-    def __enter__(self) -> "LeafWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        while kind is None and self._under_way:
-            self.finish_oldest()
-
-    def put(self, name: str, slot: Slot, part: np.ndarray, on_written: Callable[[], None] | None = None) -> None:
-        """Write a part, `leaf[slot]`, which must not change any more; call `on_written` once it is on the disk."""
-        with _disk_errors(self._stores.folder):
-            store = self._stores[name]
-        regions = list(_regions(part.shape, store.chunk_layout.write_chunk.shape[len(slot) :]))
-        for index, region in enumerate(regions):
-            piece = part[region]
-            while self._under_way and self._encoded_bytes + piece.nbytes > _MAX_ENCODED_BYTES:
-                self.finish_oldest()
-            future = store[*slot, *region].write(piece, can_reference_source_data_indefinitely=True)
-            is_last = index == len(regions) - 1
-            self._encoded_bytes += piece.nbytes
-            self._under_way.append(
-                _Write(
-                    future=future,
-                    encoded_bytes=piece.nbytes,
-                    held_bytes=part.nbytes if is_last else 0,
-                    on_written=on_written if is_last else None,
-                )
-            )
-
-    def finish_oldest(self) -> None:
-        """Wait for the chunk that has been under way for longest."""
-        write = self._under_way.popleft()
-        with _disk_errors(self._stores.folder):
-            write.future.result()
-        self._encoded_bytes -= write.encoded_bytes
-        self._budget.give_back(write.held_bytes)
-        if write.on_written is not None:
-            write.on_written()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Write:
-    """One chunk under way; the last of a part lets go of the part's memory, since writes finish in order."""
-
-    future: Any
-    encoded_bytes: int
-    held_bytes: int
-    on_written: Callable[[], None] | None
+    return stores[name][*slot, *region].write(chunk, can_reference_source_data_indefinitely=True)
 
 
 def read_part(stores: Stores, name: str, slot: Slot, out: np.ndarray) -> np.ndarray:
@@ -230,8 +247,8 @@ def read_part(stores: Stores, name: str, slot: Slot, out: np.ndarray) -> np.ndar
     """
     store = stores[name]
     under_way: deque[tuple[Region, Any]] = deque()
-    max_under_way = max(1, _MAX_ENCODED_BYTES // MAX_CHUNK_BYTES)
-    for region in _regions(out.shape, store.chunk_layout.read_chunk.shape[len(slot) :]):
+    max_under_way = max(1, _MAX_READ_BYTES // MAX_CHUNK_BYTES)
+    for region in regions(out.shape, store.chunk_layout.read_chunk.shape[len(slot) :]):
         if len(under_way) == max_under_way:
             done, future = under_way.popleft()
             out[done] = future.result()
@@ -246,7 +263,7 @@ def brief(error: ValueError) -> str:
     return str(error).partition(" [")[0]
 
 
-def _regions(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Region]:
+def regions(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Region]:
     """Yield the chunks that tile an array."""
     starts = (range(0, size, step) for size, step in zip(shape, chunk, strict=True))
     for corner in itertools.product(*starts):

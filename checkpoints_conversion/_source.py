@@ -15,6 +15,7 @@ from ._gguf import GgufSource
 from ._gguf_file import GgufFile
 from ._gguf_tokenizer import load_gguf_tokenizer
 from ._hub import download, is_hub_name
+from ._manifest import Manifest
 from ._problems import raise_problems
 from ._stored import StoredTensor, read_inventory, read_json_object, stream_rows
 from ._tokenizer import HfTokenizer, save_tokenizer
@@ -127,9 +128,10 @@ class GgufFolder:
         return self._source.stored(tensor.name)[0]
 
     def rows(self, tensor: StoredTensor, on_bytes: OnBytes) -> Iterator[np.ndarray]:
-        """Yield all numbers of a tensor at once."""
-        on_bytes(self._source.stored(tensor.name)[1])
-        yield self._source.read(tensor.name)
+        """Yield the numbers of a tensor, some rows at a time, in order."""
+        for stored, numbers in self._source.rows(tensor.name, num_groups=tensor.shape[0]):
+            on_bytes(stored.reshape(-1))
+            yield numbers
 
     def copy_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer as files of `tokenizers`, if the file has one."""
@@ -161,6 +163,27 @@ def open_source(source: str | PathLike[str], *, revision: str | None, problems: 
     folder, commit = download(repo, revision)
     origin = {"repo": repo, "revision": commit}
     return HfFolder(folder, name=repo.partition("/")[2], origin=origin, problems=problems)
+
+
+def local_source(converted: Path, source: str | PathLike[str]) -> Path:
+    """Return where the source of a converted checkpoint lies: the path that was given, or the hub's cache.
+
+    Args:
+        converted: The folder that `convert_checkpoint` wrote.
+        source: What it was given.
+
+    Raises:
+        ValueError: If the folder has no manifest.
+        ImportError: If the source is a hub name and huggingface_hub is missing.
+        OSError: If the cache has it no longer, and the hub refuses or cannot be reached.
+    """
+    problems: list[str] = []
+    manifest = Manifest.read(converted, problems)
+    raise_problems(f"cannot find the source of {converted}", problems)
+    assert manifest is not None
+    if "repo" not in manifest.source:
+        return Path(source)
+    return download(manifest.source["repo"], manifest.source["revision"])[0]
 
 
 def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:

@@ -17,10 +17,15 @@ _LOCK_FILE = ".lock"
 def partial_of(target: Path) -> Path:
     """Return the folder that becomes `target`.
 
+    Raises:
+        ValueError: If `target` has no name that could be given.
+
     Example:
         >>> partial_of(Path("models/mine")).name
         'mine.partial'
     """
+    if target.name in ("", ".."):
+        raise ValueError(f"the target {target} must have a name of its own; choose a folder in it")
     return target.with_name(f"{target.name}.partial")
 
 
@@ -38,18 +43,27 @@ def check_target(target: Path, source: Path, *, proof: str, force: bool, problem
     if any(_lies_in(one, other) for one, other in ((target, source), (source, target), (source, partial))):
         problems.append(f"the target {target} and the source {source} must not lie in each other; choose another")
         return
-    if target.exists() and not target.is_dir():
-        problems.append(f"the target {target} is a file; choose a folder")
-    elif target.is_dir() and any(target.iterdir()):
-        if not force:
-            problems.append(f"the target {target} exists and is not empty; choose another, or force its replacement")
-        elif not (target / proof).is_file():
-            problems.append(f"the target {target} is no checkpoint ({proof} is missing) and is never replaced")
+    check_free(target, proof=proof, force=force, problems=problems)
     if partial.exists() and not (partial / _LOCK_FILE).exists():
         problems.append(f"{partial} is in the way and not ours; move it, or choose another target")
     parent = _existing_parent(target)
     if not os.access(parent, os.W_OK | os.X_OK):
         problems.append(f"{parent} may not be written to; choose another target")
+
+
+def check_free(target: Path, *, proof: str, force: bool, problems: list[str]) -> None:
+    """Add why `target` may not be replaced. Ask again before `publish`: hours may lie between."""
+    if target.is_symlink() or os.path.ismount(target):
+        problems.append(f"the target {target} is a link or a mount point, which no folder can replace; choose another")
+    elif target.exists() and not target.is_dir():
+        problems.append(f"the target {target} is a file; choose a folder")
+    elif _is_filled(target):
+        if not force:
+            problems.append(f"the target {target} exists and is not empty; choose another, or force its replacement")
+        elif not (target / proof).is_file():
+            problems.append(f"the target {target} is no checkpoint ({proof} is missing) and is never replaced")
+        elif os.path.lexists(_replaced_of(target)):
+            problems.append(f"{_replaced_of(target)}, where {target} would wait for its end, exists; move or remove it")
 
 
 def check_space(target: Path, num_bytes: int, problems: list[str]) -> None:
@@ -77,6 +91,8 @@ def sole_writer(partial: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another process is writing {partial}; wait for it, or choose another target") from None
+        if not _is_still_there(partial / _LOCK_FILE, lock.fileno()):
+            raise ValueError(f"another process has just finished {partial}; look at its target, or run again")
         yield
 
 
@@ -104,20 +120,38 @@ def clear(partial: Path) -> None:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Give a whole checkpoint its name; one that had it is removed afterwards."""
+    """Give a whole checkpoint its name; one that had it is removed afterwards.
+
+    The lock goes last. A kill before leaves a folder that is known as ours, or, between the two renames of a
+    replacement, the old checkpoint as `TARGET.replaced`.
+    """
     for file in partial.iterdir():
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-    (partial / _LOCK_FILE).unlink()
-    old = target.with_name(f"{target.name}.replaced")
-    has_old = target.is_dir() and any(target.iterdir())
+    old, has_old = _replaced_of(target), _is_filled(target)
     if has_old:
-        shutil.rmtree(old, ignore_errors=True)
         target.replace(old)
     partial.replace(target)
+    (target / _LOCK_FILE).unlink()
     if has_old:
         shutil.rmtree(old)
+
+
+def _replaced_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.replaced")
+
+
+def _is_filled(target: Path) -> bool:
+    return target.is_dir() and any(target.iterdir())
+
+
+def _is_still_there(file: Path, descriptor: int) -> bool:
+    """Say whether an open file still has its name: whoever held the lock may have renamed the folder."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _existing_parent(target: Path) -> Path:

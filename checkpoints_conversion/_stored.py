@@ -4,6 +4,7 @@ Reads one model.safetensors or an index with shards; pickles are never opened. P
 compare `weights_hash`.
 """
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 NUMPY_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 FLOAT_DTYPES = tuple(NUMPY_DTYPES)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_PIECE_BYTES = 1 << 23
+_PIECE_BYTES = 1 << 21  # hashed and turned while it is in the processor's caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +107,31 @@ def stream_tensors(tensors: list[StoredTensor]) -> Iterator[tuple[StoredTensor, 
 def stream_rows(tensor: StoredTensor) -> Iterator[np.ndarray]:
     """Yield the numbers of one tensor of a safetensors file, some rows at a time, in order.
 
-    The file is read, not mapped: mapped pages count as memory, and a file that shrinks meanwhile would end the process.
+    All are read into the same memory: rows hold until the next ones are asked for. The file is read, not mapped: mapped
+    pages count as memory, and a file that shrinks meanwhile would end the process.
     """
     row_shape, dtype = tensor.shape[1:], NUMPY_DTYPES[tensor.dtype]
     row_bytes = math.prod(row_shape) * dtype.itemsize
-    num_rows = max(1, _PIECE_BYTES // row_bytes)
+    num_rows = min(tensor.shape[0], max(1, _PIECE_BYTES // row_bytes))
+    memory = np.empty(num_rows * row_bytes, np.uint8)
     with tensor.file.open("rb", buffering=0) as opened:
         opened.seek(tensor.offset)
         for first in range(0, tensor.shape[0], num_rows):
-            wanted = min(num_rows, tensor.shape[0] - first) * row_bytes
-            piece = np.fromfile(opened, np.uint8, wanted)
-            if piece.size < wanted:
+            piece = memory[: min(num_rows, tensor.shape[0] - first) * row_bytes]
+            if not _read_into(opened, piece):
                 raise ValueError(f"{tensor.file} ended within tensor {tensor.name}: it became shorter meanwhile")
             yield piece.view(dtype).reshape(-1, *row_shape)
+
+
+def _read_into(opened: io.RawIOBase, piece: np.ndarray) -> bool:
+    """Fill the bytes of `piece`, and say whether the file had enough; a system may return fewer at a time."""
+    num_read = 0
+    while num_read < piece.size:
+        count = opened.readinto(piece[num_read:].data)
+        if not count:
+            return False
+        num_read += count
+    return True
 
 
 def is_same_tensor(one: StoredTensor, other: StoredTensor) -> bool:

@@ -186,7 +186,6 @@ def load_tokenizer(folder: str | PathLike[str]) -> HfTokenizer:
     file = folder / TOKENIZER_FILE
     problems: list[str] = []
     content = read_json_object(file, problems)
-    # `tokenizers` raises a bare Exception for these, so they are looked at first.
     model = content.get("model")
     if not problems and not (isinstance(model, dict) and isinstance(model.get("vocab"), dict | list)):
         problems.append(f"{TOKENIZER_FILE} has no model with a vocab")
@@ -195,7 +194,7 @@ def load_tokenizer(folder: str | PathLike[str]) -> HfTokenizer:
     eos_token_ids = _read_eos(folder, problems)
     chat_template = _read_chat_template(folder, config, problems)
     raise_problems(f"cannot load a tokenizer from {folder}", problems)
-    backend = tokenizers.Tokenizer.from_file(str(file))
+    backend = _read_backend(file, f"cannot load a tokenizer from {folder}")
     backend.no_truncation()  # some published files would cut or pad every text
     backend.no_padding()
     if not eos_token_ids and "eos_token" in special_tokens:
@@ -270,6 +269,15 @@ def _write_backend(
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens}
     config |= {"add_bos_token": True} if adds_bos else {}
     (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_backend(file: Path, subject: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except BaseException as error:
+        if type(error) is not Exception:  # what `tokenizers` raises is a bare one
+            raise
+        raise ValueError(f"{subject}: {file.name} is malformed ({error})") from error
 
 
 def _read_optional(file: Path, problems: list[str]) -> dict[str, Any]:

@@ -9,11 +9,15 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 
-from kinetics_jax.models import MODEL_FILE, Decoder, load_model
+from kinetics_jax.models import MODEL_FILE, WEIGHTS_FOLDER, Decoder, load_model
 
 from ._golden import Engine, Reference, read_golden, run_decoder, run_hidden_states, run_source
 from ._load import load_checkpoint
 from ._logit_error import LogitError, logit_error
+from ._manifest import MANIFEST_FILE, Manifest
+from ._orbax import Stores
+from ._problems import raise_problems
+from ._stored import NUMPY_DTYPES
 
 EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 0.02
 """Error that passes, as a share of the largest logit: the largest error of float32, which summed in another order
@@ -112,7 +116,7 @@ def verify_checkpoint(
     against: str | PathLike[str],
     dtype: Literal["float32", "bfloat16"] = "float32",
     token_ids: np.ndarray | None = None,
-    rounded: bool = False,
+    rounded: bool | None = None,
     tolerance: float | None = None,
     engine: Engine | None = None,
 ) -> VerifyReport:
@@ -126,7 +130,7 @@ def verify_checkpoint(
         dtype: In which dtype the checkpoint computes; float32 shows errors that bfloat16 would hide.
         token_ids: Sequences [B, T]; None takes those of the golden file, or draws 2 of 32 tokens.
         rounded: Whether conversion rounded the weights (`--dtype bfloat16`), so that the mean error counts, not the
-            largest. int8 weights and a dtype of bfloat16 always are.
+            largest. None asks the manifest. int8 weights and a dtype of bfloat16 always are.
         tolerance: The error that passes, as a share of the largest logit; None is 1e-4, or 0.02 if rounded.
         engine: What runs a folder that is verified against: "transformers", or "kinetics", which reads it by itself, so
             that only the conversion is tested. None is transformers where it and torch are installed. A named one is
@@ -145,6 +149,8 @@ def verify_checkpoint(
     model = load_model(path, dtype=dtype) if (path / MODEL_FILE).exists() else load_checkpoint(path, dtype=dtype)
     reference = _read_or_run(against, token_ids, engine, model)
     int8 = any(leaf.dtype == np.int8 for _, leaf in nnx.to_flat_state(nnx.state(model)))
+    if rounded is None:
+        rounded = _conversion_rounded(path)
     rounded = rounded or int8 or dtype != "float32"
     if tolerance is None:
         tolerance = ROUNDED_TOLERANCE if rounded else EXACT_TOLERANCE
@@ -186,6 +192,19 @@ def _read_or_run(against: Path, token_ids: np.ndarray | None, engine: Engine | N
             f"{reference.name} has hidden states {list(reference.hidden_states.shape)}; {spec.name} has {list(wanted)}"
         )
     return reference
+
+
+def _conversion_rounded(folder: Path) -> bool:
+    """Say whether a converted checkpoint keeps a tensor in a dtype that cannot hold what its source stores."""
+    if not (folder / MANIFEST_FILE).exists():
+        return False
+    problems: list[str] = []
+    manifest = Manifest.read(folder, problems)
+    raise_problems(f"cannot verify {folder}", problems)
+    assert manifest is not None
+    stores = Stores(folder / WEIGHTS_FOLDER)
+    dtypes = {name: stores[name].dtype.numpy_dtype for name in {record.leaf for record in manifest.tensors}}
+    return any(dtypes[record.leaf] not in (np.float32, NUMPY_DTYPES.get(record.dtype)) for record in manifest.tensors)
 
 
 def _layer_errors(wanted: np.ndarray, got: np.ndarray) -> tuple[LayerError, ...]:

@@ -15,6 +15,7 @@ from kinetics_jax import cost, specs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "cost_model.md"
+ELLIPSIS = "…"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -70,6 +71,30 @@ def test_every_picture_of_the_page_is_drawn_by_it(tmp_path: Path):
         assert data_of(shown)[0] == words, f"{name} is out of date: run the page's snippet"
         assert data_of(shown)[1] == pytest.approx(numbers, rel=1e-9), f"{name} is out of date: run the page's snippet"
         assert shown.read_bytes().startswith(b"\x89PNG")
+
+
+def messages_of(path: Path) -> set[str]:
+    """Return the texts in a file, each value that is put into one as an ellipsis."""
+    return {
+        "".join(str(part.value) if isinstance(part, ast.Constant) else ELLIPSIS for part in parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (parts := node.values if isinstance(node, ast.JoinedStr) else [node] if is_text(node) else [])
+    }
+
+
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def test_every_refusal_on_the_page_is_one_that_the_code_speaks():
+    files = [file for room in ("checkpoints_conversion", "kinetics_jax") for file in (ROOT / room).rglob("*.py")]
+    spoken = set[str]().union(*map(messages_of, files))
+    page = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    table = page.partition("## What is refused")[2].partition("\n## ")[0]
+    said = re.findall(r"^\| (?!\*\*).+? \| `(.+)` \|$", table, flags=re.MULTILINE)
+    assert len(said) > 45
+    assert len(said) == len(set(said))
+    assert [text for text in said if not any(text in message for message in spoken)] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -6,16 +6,20 @@ the whole pool to every device. Where the axis does not divide the KV heads, eve
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 DATA_AXIS, MODEL_AXIS = "data", "model"
 
 
-def checked_mesh(mesh: Mesh) -> Mesh:
+@overload
+def checked_mesh(mesh: Mesh) -> Mesh: ...
+@overload
+def checked_mesh(mesh: AbstractMesh) -> AbstractMesh: ...
+def checked_mesh(mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
     """Return the mesh with axes that XLA shards over as it sees fit, whatever their type was (`AxisType.Auto`).
 
     Raises:
@@ -31,10 +35,13 @@ def checked_mesh(mesh: Mesh) -> Mesh:
             f"a mesh must have the axes {DATA_AXIS!r} and {MODEL_AXIS!r}; got {mesh.axis_names}. "
             f"Use jax.make_mesh((1, {mesh.size}), ({DATA_AXIS!r}, {MODEL_AXIS!r}))"
         )
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto, AxisType.Auto))
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    if isinstance(mesh, AbstractMesh):
+        return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=axis_types)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=axis_types)
 
 
-def kv_head_axis(mesh: Mesh, num_kv_heads: int) -> str | None:
+def kv_head_axis(mesh: Mesh | AbstractMesh, num_kv_heads: int) -> str | None:
     """Return the mesh axis that KV heads are cut over, or None where it does not divide them: all devices hold all."""
     return None if num_kv_heads % mesh.shape[MODEL_AXIS] else MODEL_AXIS
 

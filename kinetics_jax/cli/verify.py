@@ -21,9 +21,13 @@ def verify(
         Literal["float32", "bfloat16"], typer.Option(help="In which the checkpoint computes.")
     ] = "float32",
     rounded: Annotated[
-        bool,
-        typer.Option("--rounded", help="Conversion rounded the weights: judge by the mean error, not the largest."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--rounded/--exact",
+            help="Judge by the mean error, as of rounded weights, or by the largest.",
+            show_default="what the manifest says",
+        ),
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(

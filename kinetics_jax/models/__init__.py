@@ -10,4 +10,5 @@ from ._model_file import ModelFile as ModelFile
 from ._model_file import WeightDType as WeightDType
 from ._model_file import leaf_name as leaf_name
 from ._sharding import decoder_shardings as decoder_shardings
+from ._sharding import leaf_shardings as leaf_shardings
 from ._sharding import shard_decoder as shard_decoder

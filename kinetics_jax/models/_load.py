@@ -50,23 +50,37 @@ def load_model(path: str | PathLike[str], *, dtype: DTypeLike | None = None, mes
         raise ValueError(f"dtype must be a floating dtype; got {jnp.dtype(dtype).name}. Use float32 or bfloat16.")
     folder = Path(path)
     file = ModelFile.read(folder)
+    stored = _read_metadata(folder / WEIGHTS_FOLDER)
+    if file.spec.num_layers > len(stored):  # a broken file may ask for any number
+        raise ValueError(
+            f"{folder / WEIGHTS_FOLDER} holds other weights than {MODEL_FILE} says: {len(stored)} leaves for "
+            f"{file.spec.num_layers} layers"
+        )
     model = abstract_decoder(file.spec, dtype=dtype or file.dtype, int8=file.quantisation == "int8")
     graphdef, state = nnx.split(model if mesh is None else shard_decoder(model, mesh))
     leaves = dict(nnx.to_flat_state(state))
-    arrays = _restore(folder / WEIGHTS_FOLDER, leaves, dtype=dtype)
+    arrays = _restore(folder / WEIGHTS_FOLDER, leaves, stored, dtype=dtype)
     filled = {path: leaf.replace(arrays[leaf_name(path)]) for path, leaf in leaves.items()}
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def _restore(weights: Path, leaves: Mapping[Any, nnx.Variable], *, dtype: DTypeLike | None) -> dict[str, jax.Array]:
-    """Return the arrays of all leaves by name; a device reads only what its shard of each lies in."""
+def _read_metadata(weights: Path) -> Mapping[str, Any]:
+    """Return shape and dtype of all leaves by name."""
     import orbax.checkpoint as ocp  # takes seconds to load
 
     if not weights.is_dir():
         raise ValueError(f"{weights} is missing: {MODEL_FILE} has no weights beside it. Convert the model again.")
-    default = jnp.empty(()).sharding  # where JAX puts what nobody places
     with _as_value_error(weights), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.metadata(weights.absolute()).item_metadata.tree
+        return checkpointer.metadata(weights.absolute()).item_metadata.tree
+
+
+def _restore(
+    weights: Path, leaves: Mapping[Any, nnx.Variable], stored: Mapping[str, Any], *, dtype: DTypeLike | None
+) -> dict[str, jax.Array]:
+    """Return the arrays of all leaves by name; a device reads only what its shard of each lies in."""
+    import orbax.checkpoint as ocp
+
+    default = jnp.empty(()).sharding  # where JAX puts what nobody places
     _check_leaves(weights, {leaf_name(path): leaf for path, leaf in leaves.items()}, stored)
     wanted = {}
     for path, leaf in leaves.items():
@@ -97,6 +111,10 @@ def _as_value_error(weights: Path) -> Iterator[None]:
         raise ValueError(message) from error
 
 
+def _is_float(dtype: DTypeLike) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
 def _check_leaves(weights: Path, wanted: Mapping[str, nnx.Variable], stored: Mapping[str, Any]) -> None:
     problems = [f"leaf {name} is missing" for name in wanted if name not in stored]
     problems += [f"leaf {name} has no place in this model" for name in stored if name not in wanted]
@@ -108,7 +126,8 @@ def _check_leaves(weights: Path, wanted: Mapping[str, nnx.Variable], stored: Map
     problems += [
         f"leaf {name} must be {'int8' if leaf.dtype == jnp.int8 else 'floats'}; got {stored[name].dtype}"
         for name, leaf in wanted.items()
-        if name in stored and (stored[name].dtype == jnp.int8) != (leaf.dtype == jnp.int8)
+        if name in stored
+        and not (stored[name].dtype == jnp.int8 if leaf.dtype == jnp.int8 else _is_float(stored[name].dtype))
     ]
     if problems:
         shown = [*problems[:_MAX_SHOWN], f"... {len(problems)} problems"] if len(problems) > _MAX_SHOWN else problems

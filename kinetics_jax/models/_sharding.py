@@ -5,11 +5,12 @@ else is replicated. Called by who loads a model onto several devices; XLA adds t
 """
 
 import math
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from kinetics_jax.attention import MODEL_AXIS, checked_mesh, kv_head_axis
 from kinetics_jax.specs import ModelSpec
@@ -111,19 +112,44 @@ def decoder_shardings(model: Decoder, mesh: Mesh) -> dict[str, NamedSharding]:
         >>> tuple(shardings["layers.0.mlp.down_proj.kernel"].spec)
         ('model', None)
     """
+    shapes = {leaf_name(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    shardings = leaf_shardings(model.spec, shapes, mesh)
+    for name, shape in shapes.items():
+        assert len(shardings[name].spec) == len(shape), (name, shardings[name].spec, shape)
+    return shardings
+
+
+def leaf_shardings(spec: ModelSpec, names: Iterable[str], mesh: Mesh | AbstractMesh) -> dict[str, NamedSharding]:
+    """Return where leaves of these names lie, as `decoder_shardings`, for who has no decoder: converters.
+
+    Args:
+        spec: Geometry of the model.
+        names: Dotted names of leaves.
+        mesh: Has the axes "data" and "model"; an `AbstractMesh` needs no devices.
+
+    Returns:
+        A sharding for every name.
+
+    Raises:
+        ValueError: As `decoder_shardings`.
+
+    Example:
+        >>> from kinetics_jax.specs import MODELS
+        >>> mesh = AbstractMesh((1, 8), ("data", "model"))
+        >>> leaf_shardings(MODELS["Qwen3-32B"], ["lm_head.kernel"], mesh)["lm_head.kernel"].shard_shape((5120, 151936))
+        (5120, 18992)
+    """
     mesh = checked_mesh(mesh)
-    cut = _axes_cut(model.spec, mesh)
+    cut = _axes_cut(spec, mesh)
     shardings = {}
-    for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        name = leaf_name(path)
+    for name in names:
         axes = next((axes.split() for pattern, axes in _AXES if fnmatchcase(name, pattern)), None)
         assert axes is not None, f"no rule says how {name} is sharded"
-        assert len(axes) == len(leaf.shape), (name, axes, leaf.shape)
         shardings[name] = NamedSharding(mesh, PartitionSpec(*(MODEL_AXIS if axis in cut else None for axis in axes)))
     return shardings
 
 
-def _axes_cut(spec: ModelSpec, mesh: Mesh) -> set[str]:
+def _axes_cut(spec: ModelSpec, mesh: Mesh | AbstractMesh) -> set[str]:
     """Return the letters of the axes that are cut over "model"."""
     num_parts = mesh.shape[MODEL_AXIS]
     if spec.num_heads % num_parts or spec.mlp_dim % num_parts:

@@ -25,6 +25,8 @@ def read_rope(
     scalings = [_read_scaling(field, block, config, problems) for field, block in stated.items()]
     if len(scalings) == 2 and scalings[0] != scalings[1]:
         problems.append("rope_scaling and rope_parameters must agree where both are given")
+    if theta <= 1 and any(isinstance(scaling, YarnRope) for scaling in scalings):
+        problems.append(f"rope_theta must be above 1 for yarn, which divides by its logarithm; got {theta}")
     return theta, scalings[0] if scalings else None
 
 

@@ -43,3 +43,13 @@ def test_slips_cost_one_sentence(kinetics, tmp_path: Path):
     finished = kinetics("verify", FOLDER, "--against", golden, "--save-golden", tmp_path / "new.safetensors")
     assert finished.code == 2
     assert "--save-golden needs a model to run" in finished.err
+
+
+def test_the_manifest_says_whether_conversion_rounded(kinetics, tmp_path: Path):
+    golden = FOLDER / "golden_logits.safetensors"
+    finished = kinetics("convert", FOLDER, tmp_path / "mine", "--dtype", "bfloat16", "--verify-against", golden)
+    assert finished.code == 0
+    assert "the mean error may be 0.02 of that" in finished.out
+    finished = kinetics("verify", tmp_path / "mine", "--against", golden, "--exact")
+    assert finished.code == 1
+    assert "the largest error may be 0.0001 of that" in finished.out

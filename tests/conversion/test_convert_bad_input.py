@@ -12,9 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorstore
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_conversion import convert_checkpoint, export_checkpoint, save_checkpoint, weights_hash
+from checkpoints_conversion import (
+    convert_checkpoint,
+    export_checkpoint,
+    local_source,
+    save_checkpoint,
+    weights_hash,
+)
 from kinetics_jax.models import load_model
 from tests.conversion.families import (
     EMBEDDING,
@@ -173,6 +180,23 @@ def test_only_checkpoints_are_replaced(source: Path):
     assert (source.parent / "thesis" / "chapter.tex").read_text() == "mine"
 
 
+def test_what_no_folder_can_replace_is_refused(source: Path, monkeypatch: pytest.MonkeyPatch):
+    """A rename onto them would fail after all the work."""
+    (source.parent / "real").mkdir()
+    (source.parent / "link").symlink_to(source.parent / "real")
+    with pytest.raises(ValueError, match=r"link is a link or a mount point, which no folder can replace"):
+        convert_checkpoint(source, source.parent / "link")
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "ismount", lambda path: Path(path).name == "real")
+        with pytest.raises(ValueError, match=r"real is a link or a mount point"):
+            convert_checkpoint(source, source.parent / "real")
+    monkeypatch.chdir(source.parent / "real")
+    for nameless in (".", "..", ""):
+        with pytest.raises(ValueError, match=r"must have a name of its own; choose a folder in it|lie in each other"):
+            convert_checkpoint(source, nameless)
+    assert sorted(file.name for file in source.parent.iterdir()) == ["link", "real", "source"]
+
+
 def test_a_refusing_disk_is_found_before_any_work(source: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: False)
@@ -286,6 +310,7 @@ def edit_json(file: Path, **fields: Any) -> None:
         ({"dtype": "int3"}, "dtype must be 'float32' or 'bfloat16' or 'float16'; got 'int3'"),
         ({"spec": {"name": "x"}}, "cannot read a ModelSpec: family, num_layers, .* are missing"),
         ({"spec": None}, "spec must be an object"),
+        ({"spec": replace(QWEN3, num_layers=10**12).to_dict()}, r"24 leaves for 1000000000000 layers"),
         ({"spec": replace(QWEN3, num_layers=3).to_dict()}, r"leaf layers\.2\.\S+ is missing"),
         ({"spec": replace(QWEN3, mlp_dim=22).to_dict()}, r"leaf layers\.0\.mlp\S+ must have shape \[12, 22\]"),
         ({"spec": replace(QWEN3, qk_norm=False).to_dict()}, r"leaf layers\.0\.k_norm\.scale has no place"),
@@ -329,6 +354,28 @@ def test_missing_weights_are_named(converted: Path):
         load_model(converted)
     with pytest.raises(ValueError, match=r"cannot export .*: weights is missing"):
         export_checkpoint(converted, converted.with_name("back"))
+
+
+@pytest.mark.parametrize("sizes", [{"num_layers": 10**12}, {"num_experts": 10**12, "num_active_experts": 1}])
+def test_a_model_file_of_absurd_sizes_is_not_exported(converted: Path, sizes: dict[str, int]):
+    edit_json(converted / "model.json", spec=replace(QWEN3, **sizes).to_dict())
+    with pytest.raises(ValueError, match=r"manifest.json lists 24 tensors, fewer than model.json has layers"):
+        export_checkpoint(converted, converted.with_name("back"))
+
+
+def test_weights_that_are_no_floats_are_not_loaded(converted: Path):
+    kvstore = {"driver": "ocdbt", "base": f"file://{converted}/weights/", "path": "final_norm.scale/"}
+    spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": {"shape": [QWEN3.d_model], "data_type": "int32"}}
+    tensorstore.open(spec, create=True, delete_existing=True).result().write(1).result()
+    with pytest.raises(ValueError, match=r"leaf final_norm\.scale must be floats; got int32"):
+        load_model(converted)
+
+
+@pytest.mark.parametrize("origin", ["repo", ["repo"], 5, {"repo": 3}, {"repo": "Someone/Tiny-1B"}])
+def test_a_manifest_whose_source_is_malformed_is_refused(converted: Path, origin: Any):
+    edit_json(converted / "manifest.json", source=origin)
+    with pytest.raises(ValueError, match=r"manifest\.json is malformed"):
+        local_source(converted, "anywhere")
 
 
 def test_changed_weights_are_not_exported(converted: Path):

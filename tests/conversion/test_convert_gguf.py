@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import checkpoints_conversion._gguf_file as gguf_file_module
 from checkpoints_conversion import convert_checkpoint, export_checkpoint, load_checkpoint, load_gguf, save_checkpoint
 from kinetics_jax.models import load_model
 from tests.conversion.families import LLAMA, QWEN2, QWEN3, assert_same_weights
@@ -21,8 +22,14 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_a_file_becomes_what_its_folder_becomes(family: str, random_decoder, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("family", "chunk_bytes"),
+    [("Llama, rows permuted", 1), ("Llama, rows permuted", 2000), ("Qwen2, biases", 1 << 22), ("Qwen3, tied", 1)],
+)
+def test_a_file_becomes_what_its_folder_becomes(
+    family: str, chunk_bytes: int, random_decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gguf_file_module, "_CHUNK_BYTES", chunk_bytes)  # of rows; a head is never torn
     save_checkpoint(random_decoder(FAMILIES[family]), tmp_path / "tiny", dtype="float32")
     path = folder_as_gguf(tmp_path / "tiny", tmp_path / "tiny.gguf")
     convert_checkpoint(path, tmp_path / "mine")

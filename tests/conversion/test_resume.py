@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def test_a_line_cut_in_half_is_not_believed(source: Path, random_decoder, monkey
     cut = json.loads(lines[-1])
     journal.write_bytes(b"".join(lines[:-1]) + lines[-1][:40])
     whole = sum(4 * int(np.prod(json.loads(line)["shape"])) for line in lines[1:-1])
-    assert len(lines) > 10
+    assert len(lines) > 5
     assert resumed_at(source, target) == whole
     assert cut["name"] in (target / "manifest.json").read_text()
     assert_whole(target, random_decoder(MIXTURE), source)
@@ -174,3 +175,88 @@ def test_an_interrupted_export_leaves_nothing(source: Path):
     with pytest.raises(KeyboardInterrupt):
         export_checkpoint(source.with_name("mine"), source.with_name("back"), on_progress=stop_at(0.5))
     assert sorted(file.name for file in source.parent.iterdir()) == ["mine", "source"]
+
+
+def test_a_target_that_was_filled_meanwhile_is_kept(source: Path):
+    """Converting takes hours: what came to the target since is not ours to remove, and the work is not lost."""
+    target = source.with_name("mine")
+
+    def fill(done: int, total: int) -> None:
+        target.mkdir(exist_ok=True)
+        (target / "thesis.txt").write_text("mine")
+
+    with pytest.raises(ValueError, match=r"the target .*mine exists and is not empty"):
+        convert_checkpoint(source, target, on_progress=fill)
+    assert [file.name for file in target.iterdir()] == ["thesis.txt"]
+    (target / "thesis.txt").unlink()
+    assert resumed_at(source, target) == 4 * MIXTURE.num_params
+    (target / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"the target .*back exists and is not empty"):
+        export_checkpoint(target, source.with_name("back"), on_progress=lambda done, total: fill_back(source))
+    assert [file.name for file in source.with_name("back").iterdir()] == ["thesis.txt"]
+
+
+def fill_back(source: Path) -> None:
+    source.with_name("back").mkdir(exist_ok=True)
+    (source.with_name("back") / "thesis.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_kill_while_the_folder_gets_its_name_needs_no_repair(
+    source: Path, random_decoder, monkeypatch: pytest.MonkeyPatch, is_there: bool
+):
+    """At every rename: the next run ends well, and an old checkpoint is there, whole, under one of two names."""
+    target, old = source.with_name("mine"), source.with_name("mine.replaced")
+    if is_there:
+        convert_checkpoint(source, target)
+    before = files_of(target) if is_there else {}
+    replace_really, num_renames = Path.replace, 0
+
+    def stop(self: Path, other: Path) -> Path:
+        nonlocal num_renames
+        num_renames += 1
+        if num_renames == stop_before:
+            raise KeyboardInterrupt
+        return replace_really(self, other)
+
+    for stop_before in (1, 2) if is_there else (1,):
+        num_renames = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", stop)
+            with pytest.raises(KeyboardInterrupt):
+                convert_checkpoint(source, target, force=True)
+        assert not is_there or files_of(target if stop_before == 1 else old) == before
+    convert_checkpoint(source, target, force=True)
+    assert_whole(target, random_decoder(MIXTURE), source)
+    if is_there:
+        with pytest.raises(ValueError, match=r"mine\.replaced, where .*mine would wait for its end, exists; move or"):
+            convert_checkpoint(source, target, force=True)
+        assert files_of(old) == before
+
+
+def test_who_waited_for_the_lock_does_not_write_into_a_folder_that_got_its_name(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The other process ends between our opening its lock and our taking it."""
+    target, partial = source.with_name("mine"), source.with_name("mine.partial")
+    partial.mkdir()
+    (partial / ".lock").touch()
+    take = fcntl.flock
+
+    def end_first(lock, how: int) -> None:
+        partial.replace(target)
+        take(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", end_first)
+    with pytest.raises(ValueError, match=r"another process has just finished .*mine\.partial"):
+        convert_checkpoint(source, target)
+    assert [file.name for file in target.iterdir()] == [".lock"]
+
+
+def test_a_failed_export_leaves_no_thread(source: Path):
+    convert_checkpoint(source, source.with_name("mine"))
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        export_checkpoint(source.with_name("mine"), source.with_name("back"), on_progress=stop_at(0.5))
+    assert caught.value.__traceback__ is not None  # still holds the generators that read ahead
+    assert set(threading.enumerate()) == before

@@ -41,3 +41,13 @@ def test_broken_tokenizer_is_refused(tmp_path: Path, content: str | None):
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=r"cannot load a tokenizer from .*tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model", [{"vocab": {}}, {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}, {"vocab": {"a": -1}}]
+)
+def test_what_only_the_package_finds_is_a_value_error(tmp_path: Path, model: dict):
+    """It raises a bare Exception."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(ValueError, match=r"cannot load a tokenizer from .*: tokenizer\.json is malformed \("):
+        load_tokenizer(tmp_path)

@@ -1,15 +1,17 @@
 """`verify_checkpoint` agrees with other programs, finds the first layer that is wrong, reads no bad golden file."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_conversion import save_checkpoint, verify_checkpoint, write_golden
+from checkpoints_conversion import read_golden, save_checkpoint, verify_checkpoint, write_golden
 from kinetics_jax.models import Decoder
 from tests.conversion.make_golden_logits import FAMILIES, FAMILY_LOGITS, GOLDEN
 
@@ -190,6 +192,31 @@ def test_pickles_and_torn_files_are_refused(right: tuple[Path, Path], tmp_path: 
         verify_checkpoint(right[0], against=tmp_path / "none.npz")
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_is_a_value_error_or_says_the_same(save: Callable, tmp_path: Path):
+    """Every byte turned over, and every length; a zip archive carries checksums."""
+    token_ids, logits = np.array([[0, 1]]), np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    file = tmp_path / "golden.npz"
+    save(file, token_ids=token_ids, logits=logits)
+    whole = file.read_bytes()
+    flipped = (whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :] for place in range(0, len(whole), 2))
+    num_refused = 0
+    for broken in (*flipped, *(whole[:length] for length in range(0, len(whole), 7))):
+        file.write_bytes(broken)
+        try:
+            reference = read_golden(file)
+        except ValueError:
+            num_refused += 1
+        else:
+            np.testing.assert_array_equal(reference.logits, logits)
+            np.testing.assert_array_equal(reference.token_ids, token_ids)
+    assert num_refused > len(whole) / 4
+    with file.open("wb") as opened:
+        np.save(opened, logits)
+    with pytest.raises(ValueError, match=r"it is no whole .npz file"):
+        read_golden(file)
+
+
 @pytest.mark.parametrize("name", ["qwen3-gqa-tied", "qwen3moe-gqa-normalised"])
 def test_the_golden_file_of_another_model_is_refused(name: str, right: tuple[Path, Path]):
     with pytest.raises(ValueError, match=rf"golden.safetensors has hidden states .*; {name} has"):
@@ -215,6 +242,26 @@ def test_hidden_states_lead_to_the_logits(tiny_model: Decoder, right: tuple[Path
     np.testing.assert_allclose(tiny_model.next_logits(tiny_model.final_norm(last)), golden["logits"], atol=1e-5)
     embedding = np.asarray(tiny_model.embed.embedding[...])
     np.testing.assert_array_equal(golden["hidden_states"][0], embedding[golden["token_ids"]])
+
+
+def test_transformers_are_asked_for_safetensors_only(right: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
+    """Without this they would open pytorch_model.bin, a pickle."""
+    asked: dict = {}
+
+    def from_pretrained(folder: Path, **options: object) -> None:
+        asked.update(options)
+        raise OSError("no safetensors")
+
+    torch, transformers = ModuleType("torch"), ModuleType("transformers")
+    torch.__dict__["float32"] = "float32"
+    transformers.__dict__["AutoModelForCausalLM"] = SimpleNamespace(from_pretrained=from_pretrained)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(OSError, match="no safetensors"):
+        verify_checkpoint(right[0], against=right[0])
+    assert asked["use_safetensors"] is True
+    assert asked["trust_remote_code"] is False
 
 
 @needs_torch

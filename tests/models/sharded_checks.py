@@ -24,6 +24,7 @@ from kinetics_jax.attention import PagedCache, cache_shardings, init_shared_cach
 from kinetics_jax.models import Decoder, load_model, shard_decoder
 from kinetics_jax.sampling import generate
 from kinetics_jax.specs import BlockTopK, ModelSpec, SamplingSpec
+from tests.kernels import sharded_decodes
 from tests.models.tiny_models import TINY, random_decoder
 
 TIED = replace(TINY, num_heads=8, num_kv_heads=4, num_layers=1)
@@ -138,4 +139,5 @@ if __name__ == "__main__":
     found["generation"] = check_generation()
     with tempfile.TemporaryDirectory() as folder:
         found["load"] = check_load(Path(folder))
+    found["heads"], found["sequence"] = sharded_decodes.check_heads(), sharded_decodes.check_sequence()
     print(json.dumps(found))

@@ -1,6 +1,7 @@
 """Where weights and caches lie on a mesh; and, on 8 simulated devices, that nothing else changes there."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -166,3 +167,7 @@ def test_eight_devices_say_what_one_says():
     assert found["generation"]["same"]
     assert found["generation"]["gathered"] < 100, "the loop gathers the cache"
     assert found["load"] == {"same": True, "mesh": True}
+    assert found["heads"] == {"difference": 0.0, "collectives": []}
+    assert found["sequence"]["communicates"]
+    assert found["sequence"]["nothing_read"] == [-math.inf] * 6  # the heads of the sequence of length 0
+    assert max(found["sequence"]["difference"], found["sequence"]["lse"]) < 3e-6

@@ -286,6 +286,7 @@ def test_rope_scaling_is_read(fields: dict[str, Any], scaling: Any):
         (QWEN3, {"rope_scaling": YARN | {"type": "default"}}, "'llama3', 'yarn'; got 'yarn' and 'default'"),
         (QWEN3, {"rope_scaling": YARN | {"mscale": 1.0}}, "rope_scaling has unknown fields mscale"),
         (QWEN3, {"rope_scaling": YARN | {"truncate": False}}, "rope_scaling.truncate must be True; got False"),
+        (QWEN3, {"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta must be above 1 for yarn"),
         (QWEN3, {"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.factor must be a positive number; got None"),
         (QWEN3, {"rope_scaling": YARN | {"factor": 0.5}}, "rope_scaling: factor must be at least 1; got 0.5"),
         (QWEN3, {"rope_scaling": YARN | {"beta_slow": 40}}, "rope_scaling: beta_fast must exceed beta_slow"),
