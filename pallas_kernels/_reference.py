@@ -5,6 +5,7 @@ implementations but the validator.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -12,18 +13,43 @@ from jaxtyping import Array, Float, Int
 from . import _validate
 
 
+class Reference(NamedTuple):
+    """Hold what a decode should return, in float64.
+
+    Attributes:
+        out: Attention output [B, N, H].
+        lse: Log-sum-exp of the logits read [B, N]; -inf where none was.
+        read: Pages, or tokens, read by each sequence and KV head, ascending.
+        scores: Score of each page, or token, that a sequence holds; empty where nothing is selected.
+    """
+
+    out: np.ndarray
+    lse: np.ndarray
+    read: list[list[list[int]]]
+    scores: list[list[np.ndarray]]
+
+
 def reference_key_means(
     key_pages: Float[Array, "R K P H"], page_table: Int[Array, "B M"], lengths: Int[Array, " B"]
 ) -> np.ndarray:
-    """Return the mean key over the held slots of each page that a sequence holds; NaN for the others."""
+    """Return the mean key [R, K, H] over the held slots of each page that a sequence holds; NaN for the others."""
     keys_RKPH = np.asarray(key_pages, np.float64)
     means_RKH = np.full(keys_RKPH.shape[:2] + keys_RKPH.shape[3:], np.nan)
-    page_len = keys_RKPH.shape[2]
-    for pages, length in zip(np.asarray(page_table), np.asarray(lengths).tolist(), strict=True):
-        for m in range(_num_pages(length, page_len)):
-            held = min(page_len, length - m * page_len)
-            means_RKH[pages[m]] = keys_RKPH[pages[m], :, :held].mean(axis=1)
+    for page, held in _held_slots(page_table, lengths, keys_RKPH.shape[2]):
+        means_RKH[page] = keys_RKPH[page, :, :held].mean(axis=1)
     return means_RKH
+
+
+def reference_key_bounds(
+    key_pages: Float[Array, "R K P H"], page_table: Int[Array, "B M"], lengths: Int[Array, " B"]
+) -> np.ndarray:
+    """Return the smallest and largest key [R, K, 2, H] over the held slots of each page that a sequence holds."""
+    keys_RKPH = np.asarray(key_pages, np.float64)
+    bounds_RK2H = np.full((*keys_RKPH.shape[:2], 2, keys_RKPH.shape[3]), np.nan)
+    for page, held in _held_slots(page_table, lengths, keys_RKPH.shape[2]):
+        bounds_RK2H[page, :, 0] = keys_RKPH[page, :, :held].min(axis=1)
+        bounds_RK2H[page, :, 1] = keys_RKPH[page, :, :held].max(axis=1)
+    return bounds_RK2H
 
 
 def reference_block_topk_decode(
@@ -38,30 +64,32 @@ def reference_block_topk_decode(
     num_sink_blocks: int = 0,
     num_local_blocks: int = 1,
     scale: float | None = None,
-) -> tuple[np.ndarray, list[list[list[int]]]]:
-    """Return the output [B, N, H] and the pages read by each sequence and KV head, ascending."""
+) -> Reference:
+    """Read the pages with the largest group-mean product of query and mean key."""
     _validate.check_pages(key_pages, value_pages, page_table, lengths)
     _validate.check_query(q, key_pages, page_table, scale)
     _validate.check_key_means(key_means, key_pages)
     _validate.check_blocks(num_blocks, num_sink_blocks, num_local_blocks)
     (num_kv_heads, page_len), group = key_pages.shape[1:3], q.shape[1] // key_pages.shape[1]
     means_RKH, q_BNH = np.asarray(key_means, np.float64), np.asarray(q, np.float64)
-    selected = []
+    scores = []
     for b, length in enumerate(np.asarray(lengths).tolist()):
         pages = np.asarray(page_table)[b, : _num_pages(length, page_len)]
-        selected.append([])
+        scores.append([])
         for k in range(num_kv_heads):
             q_GH = q_BNH[b, k * group : (k + 1) * group]
-            score_M = (q_GH @ means_RKH[pages, k].T).mean(axis=0) / math.sqrt(q.shape[2])
-            selected[b].append(_choose(score_M, num_blocks, num_sink_blocks, num_local_blocks))
-    read = _slots(selected, page_len)
-    return _attend(q, key_pages, value_pages, page_table, lengths, read, scale), selected
+            scores[b].append((q_GH @ means_RKH[pages, k].T).mean(axis=0) / math.sqrt(q.shape[2]))
+    counts = (num_blocks, num_sink_blocks, num_local_blocks)
+    selected = [[_choose(score_M, *counts) for score_M in score_KM] for score_KM in scores]
+    slots = _slots(selected, page_len)
+    return Reference(*reference_attend(q, key_pages, value_pages, page_table, lengths, slots, scale), selected, scores)
 
 
 def reference_quest_decode(
     q: Float[Array, "B N H"],
     key_pages: Float[Array, "R K P H"],
     value_pages: Float[Array, "R K P H"],
+    key_bounds: Float[Array, "R K 2 H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     *,
@@ -69,24 +97,28 @@ def reference_quest_decode(
     num_sink_blocks: int = 0,
     num_local_blocks: int = 1,
     scale: float | None = None,
-) -> tuple[np.ndarray, list[list[list[int]]]]:
-    """Return the output [B, N, H] and the pages read: those with the largest group-mean bound of q . key."""
+) -> Reference:
+    """Read the pages with the largest group-mean bound of query . key."""
+    _validate.check_pages(key_pages, value_pages, page_table, lengths)
+    _validate.check_query(q, key_pages, page_table, scale)
+    _validate.check_key_bounds(key_bounds, key_pages)
+    _validate.check_blocks(num_blocks, num_sink_blocks, num_local_blocks)
     group, page_len = q.shape[1] // key_pages.shape[1], key_pages.shape[2]
-    q_BNH, keys_RKPH = np.asarray(q, np.float64), np.asarray(key_pages, np.float64)
-    selected = []
+    q_BNH, bounds_RK2H = np.asarray(q, np.float64), np.asarray(key_bounds, np.float64)
+    scores = []
     for b, length in enumerate(np.asarray(lengths).tolist()):
-        selected.append([])
+        scores.append([])
         for k in range(key_pages.shape[1]):
-            key_SH = _tokens(keys_RKPH[:, k], np.asarray(page_table)[b], length, page_len)
             score_M = np.zeros(_num_pages(length, page_len))
             for m in range(len(score_M)):
-                page_PH = key_SH[m * page_len : (m + 1) * page_len]
+                low_H, high_H = bounds_RK2H[np.asarray(page_table)[b, m], k]
                 for n in range(k * group, (k + 1) * group):
-                    bound_H = np.maximum(q_BNH[b, n] * page_PH.min(axis=0), q_BNH[b, n] * page_PH.max(axis=0))
-                    score_M[m] += bound_H.sum() / group
-            selected[b].append(_choose(score_M, num_blocks, num_sink_blocks, num_local_blocks))
-    read = _slots(selected, page_len)
-    return _attend(q, key_pages, value_pages, page_table, lengths, read, scale), selected
+                    score_M[m] += np.maximum(q_BNH[b, n] * low_H, q_BNH[b, n] * high_H).sum() / group
+            scores[b].append(score_M)
+    counts = (num_blocks, num_sink_blocks, num_local_blocks)
+    selected = [[_choose(score_M, *counts) for score_M in score_KM] for score_KM in scores]
+    slots = _slots(selected, page_len)
+    return Reference(*reference_attend(q, key_pages, value_pages, page_table, lengths, slots, scale), selected, scores)
 
 
 def reference_paged_decode(
@@ -99,8 +131,8 @@ def reference_paged_decode(
     window_len: int | None = None,
     sink_len: int = 0,
     scale: float | None = None,
-) -> np.ndarray:
-    """Return the output [B, N, H] of attention to the whole context, or to its newest and first tokens."""
+) -> Reference:
+    """Read the whole context, or its newest and first tokens."""
     _validate.check_pages(key_pages, value_pages, page_table, lengths)
     _validate.check_query(q, key_pages, page_table, scale)
     _validate.check_window(window_len, sink_len, None, key_pages, page_table)
@@ -109,7 +141,7 @@ def reference_paged_decode(
         * key_pages.shape[1]
         for length in np.asarray(lengths).tolist()
     ]
-    return _attend(q, key_pages, value_pages, page_table, lengths, read, scale)
+    return Reference(*reference_attend(q, key_pages, value_pages, page_table, lengths, read, scale), read, [])
 
 
 def reference_topk_decode(
@@ -123,18 +155,47 @@ def reference_topk_decode(
     sink_len: int = 0,
     local_len: int = 0,
     scale: float | None = None,
-) -> tuple[np.ndarray, list[list[list[int]]]]:
-    """Return the output [B, N, H] and the tokens read: first, newest and those with the largest group-mean score."""
+) -> Reference:
+    """Read the first, the newest and the tokens with the largest group-mean product of query and key."""
     group, page_len = q.shape[1] // key_pages.shape[1], key_pages.shape[2]
     q_BNH, keys_RKPH = np.asarray(q, np.float64), np.asarray(key_pages, np.float64)
-    read = []
+    scores = []
     for b, length in enumerate(np.asarray(lengths).tolist()):
-        read.append([])
+        scores.append([])
         for k in range(key_pages.shape[1]):
             key_SH = _tokens(keys_RKPH[:, k], np.asarray(page_table)[b], length, page_len)
-            score_S = (q_BNH[b, k * group : (k + 1) * group] @ key_SH.T).mean(axis=0)
-            read[b].append(_choose(score_S, budget_len, sink_len, local_len))
-    return _attend(q, key_pages, value_pages, page_table, lengths, read, scale), read
+            scores[b].append((q_BNH[b, k * group : (k + 1) * group] @ key_SH.T).mean(axis=0))
+    read = [[_choose(score_S, budget_len, sink_len, local_len) for score_S in score_KS] for score_KS in scores]
+    return Reference(*reference_attend(q, key_pages, value_pages, page_table, lengths, read, scale), read, scores)
+
+
+def reference_attend(
+    q: Float[Array, "B N H"],
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    read: list[list[list[int]]],
+    scale: float | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attend with every head to the positions `read[b][k]` below the sequence's length: output and log-sum-exp."""
+    group, page_len = q.shape[1] // key_pages.shape[1], key_pages.shape[2]
+    q_BNH = np.asarray(q, np.float64) * (1 / math.sqrt(q.shape[2]) if scale is None else scale)
+    keys_RKPH, values_RKPH = np.asarray(key_pages, np.float64), np.asarray(value_pages, np.float64)
+    out_BNH, lse_BN = np.zeros(q.shape), np.full(q.shape[:2], -np.inf)
+    for b, length in enumerate(np.asarray(lengths).tolist()):
+        for n in range(q.shape[1]):
+            positions = [s for s in read[b][n // group] if s < length]
+            if not positions:
+                continue
+            pages = np.asarray(page_table)[b]
+            key_SH = _tokens(keys_RKPH[:, n // group], pages, length, page_len)[positions]
+            value_SH = _tokens(values_RKPH[:, n // group], pages, length, page_len)[positions]
+            logit_S = key_SH @ q_BNH[b, n]
+            weight_S = np.exp(logit_S - logit_S.max())
+            out_BNH[b, n] = weight_S @ value_SH / weight_S.sum()
+            lse_BN[b, n] = logit_S.max() + math.log(weight_S.sum())
+    return out_BNH, lse_BN
 
 
 def _choose(score_M: np.ndarray, num_read: int, num_first: int, num_newest: int) -> list[int]:
@@ -150,38 +211,19 @@ def _slots(selected: list[list[list[int]]], page_len: int) -> list[list[list[int
     return [[[m * page_len + p for m in pages for p in range(page_len)] for pages in sequence] for sequence in selected]
 
 
-def _attend(
-    q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
-    page_table: Int[Array, "B M"],
-    lengths: Int[Array, " B"],
-    read: list[list[list[int]]],
-    scale: float | None,
-) -> np.ndarray:
-    """Softmax attention of every head to the positions `read[b][k]` below the sequence's length."""
-    group, page_len = q.shape[1] // key_pages.shape[1], key_pages.shape[2]
-    q_BNH = np.asarray(q, np.float64) * (1 / math.sqrt(q.shape[2]) if scale is None else scale)
-    keys_RKPH, values_RKPH = np.asarray(key_pages, np.float64), np.asarray(value_pages, np.float64)
-    out_BNH = np.zeros(q.shape)
-    for b, length in enumerate(np.asarray(lengths).tolist()):
-        for n in range(q.shape[1]):
-            positions = [s for s in read[b][n // group] if s < length]
-            if not positions:
-                continue
-            pages = np.asarray(page_table)[b]
-            key_SH = _tokens(keys_RKPH[:, n // group], pages, length, page_len)[positions]
-            value_SH = _tokens(values_RKPH[:, n // group], pages, length, page_len)[positions]
-            logit_S = key_SH @ q_BNH[b, n]
-            weight_S = np.exp(logit_S - logit_S.max())
-            out_BNH[b, n] = weight_S @ value_SH / weight_S.sum()
-    return out_BNH
+def _held_slots(page_table: Int[Array, "B M"], lengths: Int[Array, " B"], page_len: int) -> list[tuple[int, int]]:
+    """Return every page that a sequence holds, with the number of its held slots."""
+    return [
+        (int(pages[m]), min(page_len, length - m * page_len))
+        for pages, length in zip(np.asarray(page_table), np.asarray(lengths).tolist(), strict=True)
+        for m in range(_num_pages(length, page_len))
+    ]
 
 
 def _tokens(pool_RPH: np.ndarray, pages_M: np.ndarray, length: int, page_len: int) -> np.ndarray:
     """Return the entries [S, H] that one sequence holds, in order of position."""
-    held = [pool_RPH[pages_M[s // page_len], s % page_len] for s in range(length)]
-    return np.array(held).reshape(length, pool_RPH.shape[-1])
+    held = pool_RPH[pages_M[: _num_pages(length, page_len)]]
+    return held.reshape(-1, pool_RPH.shape[-1])[:length]
 
 
 def _num_pages(length: int, page_len: int) -> int:

@@ -13,17 +13,14 @@ Implementation = Literal["xla", "mosaic_gpu", "triton", "mosaic_tpu"]
 
 
 def check_implementation(implementation: str | None) -> None:
-    """Check that the named implementation exists here; None stands for any that works.
+    """Check that the name is one of the house; None stands for the fastest that works here.
 
     Raises:
-        NotImplementedError: If the name is one of the house, but not written yet.
         ValueError: If the name is unknown.
     """
-    if implementation in (None, "xla"):
-        return
-    if implementation in get_args(Implementation):
-        raise NotImplementedError(f"implementation {implementation!r} does not exist yet. Use 'xla', or None to choose")
-    raise ValueError(f"unknown implementation {implementation!r}. Known: 'xla', or None to choose")
+    if implementation is not None and implementation not in get_args(Implementation):
+        known = ", ".join(map(repr, get_args(Implementation)))
+        raise ValueError(f"unknown implementation {implementation!r}. Known: {known}, or None to choose")
 
 
 def check_pages(key_pages: Array, value_pages: Array, page_table: Array, lengths: Array) -> None:
@@ -39,11 +36,7 @@ def check_pages(key_pages: Array, value_pages: Array, page_table: Array, lengths
         raise ValueError(f"value_pages must share the dtype of key_pages; got {value_pages.dtype}, {key_pages.dtype}")
     if not jnp.issubdtype(key_pages.dtype, jnp.floating):
         raise ValueError(f"pages must be floating point (bfloat16 or float32); got {key_pages.dtype}")
-    if page_table.ndim != 2 or not jnp.issubdtype(page_table.dtype, jnp.integer):
-        raise ValueError(f"page_table must be int32 [B, M]; got {page_table.dtype} {page_table.shape}")
-    _check_array("lengths", lengths, "[B] of page_table", page_table.shape[:1])
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(f"lengths must be int32; got {lengths.dtype}")
+    check_table(page_table, lengths)
 
 
 def check_query(q: Array, key_pages: Array, page_table: Array, scale: float | None) -> None:
@@ -74,6 +67,16 @@ def check_key_means(key_means: Array, key_pages: Array) -> None:
     _check_array("key_means", key_means, "[R, K, H] of key_pages", (num_pages, num_kv_heads, head_dim))
 
 
+def check_key_bounds(key_bounds: Array, key_pages: Array) -> None:
+    """Check key_bounds [R, K, 2, H] against the pages.
+
+    Raises:
+        ValueError: If the shape does not fit.
+    """
+    num_pages, num_kv_heads, _, head_dim = key_pages.shape
+    _check_array("key_bounds", key_bounds, "[R, K, 2, H] of key_pages", (num_pages, num_kv_heads, 2, head_dim))
+
+
 def check_blocks(num_blocks: int, num_sink_blocks: int, num_local_blocks: int) -> None:
     """Check the counts of pages read.
 
@@ -101,6 +104,32 @@ def check_new_kv(keys: Array, values: Array, key_pages: Array, page_table: Array
     wanted = (page_table.shape[0], key_pages.shape[1], key_pages.shape[3])
     _check_array("keys", keys, "[B, K, H]", wanted)
     _check_array("values", values, "[B, K, H]", wanted)
+
+
+def check_new_bounds(key_bounds: Array, page_table: Array, lengths: Array, keys: Array, page_len: int) -> None:
+    """Check the bounds [R, K, 2, H] and the keys [B, K, H] that widen them.
+
+    Raises:
+        ValueError: If a shape or dtype does not fit, or a page holds nothing.
+    """
+    if key_bounds.ndim != 4 or key_bounds.shape[2] != 2:
+        raise ValueError(f"key_bounds must be [R, K, 2, H]; got shape {key_bounds.shape}")
+    check_table(page_table, lengths)
+    wanted = (page_table.shape[0], key_bounds.shape[1], key_bounds.shape[3])
+    _check_array("keys", keys, "[B, K, H]", wanted)
+    if page_len < 1:
+        raise ValueError(f"page_len must be at least 1 token; got {page_len}")
+
+
+def check_partials(out: Array, lse: Array) -> None:
+    """Check partial outputs [X, B, N, H] and their log-sum-exp [X, B, N].
+
+    Raises:
+        ValueError: If a shape does not fit, or there is no part.
+    """
+    if out.ndim != 4 or out.shape[0] < 1:
+        raise ValueError(f"out must be [X, B, N, H] with X >= 1 parts; got shape {out.shape}")
+    _check_array("lse", lse, "[X, B, N] of out", out.shape[:3])
 
 
 def check_scores(scores: Array, num_held: Array) -> None:
@@ -140,6 +169,14 @@ def check_window(
         _check_array("token_mask", token_mask, "[B, K, M * P]", wanted)
         if token_mask.dtype != jnp.bool_:
             raise ValueError(f"token_mask must be bool; got {token_mask.dtype}")
+
+
+def check_table(page_table: Array, lengths: Array) -> None:
+    if page_table.ndim != 2 or not jnp.issubdtype(page_table.dtype, jnp.integer):
+        raise ValueError(f"page_table must be int32 [B, M]; got {page_table.dtype} {page_table.shape}")
+    _check_array("lengths", lengths, "[B] of page_table", page_table.shape[:1])
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"lengths must be int32; got {lengths.dtype}")
 
 
 def _check_array(name: str, array: Array, meaning: str, wanted: tuple[int, ...]) -> None:

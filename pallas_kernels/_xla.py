@@ -38,8 +38,8 @@ def attend(
     values: Float[Array, "B K S H"],
     mask: Bool[Array, "B #K S"],
     scale: float,
-) -> Float[Array, "B N H"]:
-    """Softmax attention of one query per sequence over the entries in `mask`; no entry gives zeros."""
+) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
+    """Softmax attention of one query per sequence over the entries in `mask`, and its log-sum-exp; none gives zeros."""
     batch_size, num_heads, head_dim = q.shape
     num_kv_heads = keys.shape[1]
     queries = q.reshape(batch_size, num_kv_heads, num_heads // num_kv_heads, head_dim).astype(keys.dtype)
@@ -54,7 +54,8 @@ def attend(
     values = jnp.where(mask[..., None], values, jnp.zeros((), values.dtype))
     out = _dot("BKGS,BKSH->BKGH", weights.astype(values.dtype), values)
     out = jnp.where(total > 0, out / jnp.where(total > 0, total, 1.0), 0.0)
-    return out.reshape(q.shape).astype(q.dtype)
+    lse = jnp.log(total) + peak  # -inf where nothing is read: both terms are
+    return out.reshape(q.shape).astype(q.dtype), lse.reshape(q.shape[:2])
 
 
 def attend_pages(
@@ -64,7 +65,7 @@ def attend_pages(
     page_ids: Int[Array, "B #K J"],
     mask: Bool[Array, "B #K S"],
     scale: float,
-) -> Float[Array, "B N H"]:
+) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
     """Gather J pages per sequence and KV head and attend to their S = J * P slots within `mask`."""
     batch_size, num_kv_heads = q.shape[0], key_pages.shape[1]
     shape = (batch_size, num_kv_heads, page_ids.shape[2] * key_pages.shape[2], key_pages.shape[3])
@@ -84,8 +85,12 @@ def paged_decode(
     window_len: int | None = None,
     sink_len: int = 0,
     token_mask: Bool[Array, "B K S"] | None = None,
-) -> Float[Array, "B N H"]:
-    """Read the whole context, its newest `window_len` and first `sink_len` tokens, or the tokens in `token_mask`."""
+    tuning: None = None,
+) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
+    """Read the whole context, its newest `window_len` and first `sink_len` tokens, or the tokens in `token_mask`.
+
+    Returns the output and, of the logits read, the log-sum-exp in float32.
+    """
     page_len, max_pages = key_pages.shape[2], page_table.shape[1]
     pages = jnp.arange(max_pages, dtype=jnp.int32)[None, :]
     if window_len is not None:
@@ -109,14 +114,11 @@ def paged_decode(
 
 
 def score_pages(
-    q: Float[Array, "B N H"], key_means: Float[Array, "R K H"], page_table: Int[Array, "B M"]
+    probe: Float[Array, "B K C"], summaries: Float[Array, "R K C"], page_table: Int[Array, "B M"]
 ) -> Float[Array, "B K M"]:
-    """Score every page of the table by its mean key; what lies past the last page gets any number, NaN included."""
-    batch_size, head_dim, num_kv_heads = q.shape[0], q.shape[2], key_means.shape[1]
-    # The mean over the group of q.mean is (mean q).mean; 1/sqrt(H) > 0 changes no order.
-    group_q = jnp.mean(q.astype(jnp.float32).reshape(batch_size, num_kv_heads, -1, head_dim), axis=2)
-    means = gather_heads(key_means, page_table[:, None, :])
-    return _dot("BKH,BKMH->BKM", group_q, means.astype(jnp.float32))
+    """Score every page of the table by its summary; what lies past the last page gets any number, NaN included."""
+    pages = gather_heads(summaries, page_table[:, None, :])
+    return _dot("BKC,BKMC->BKM", probe, pages.astype(jnp.float32))
 
 
 def choose_pages(
@@ -146,7 +148,8 @@ def block_topk_decode(
     q: Float[Array, "B N H"],
     key_pages: Float[Array, "R K P H"],
     value_pages: Float[Array, "R K P H"],
-    key_means: Float[Array, "R K H"],
+    probe: Float[Array, "B K C"],
+    summaries: Float[Array, "R K C"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     *,
@@ -154,26 +157,20 @@ def block_topk_decode(
     num_sink_blocks: int,
     num_local_blocks: int,
     scale: float,
-) -> tuple[Float[Array, "B N H"], Int[Array, "B K J"]]:
-    """Select pages by mean key and attend to them; also the selected pages."""
-    batch_size, max_pages = page_table.shape
-    num_kv_heads, page_len = key_pages.shape[1:3]
-    num_held = (lengths + page_len - 1) // page_len
-    if num_blocks >= max_pages:
-        pages = jnp.arange(max_pages, dtype=jnp.int32)[None, :]
-        selected = jnp.where(pages < num_held[:, None], pages, max_pages)[:, None, :]
-        selected = jnp.broadcast_to(selected, (batch_size, num_kv_heads, max_pages))
-        return paged_decode(q, key_pages, value_pages, page_table, lengths, scale=scale), selected
+    tuning: None = None,
+) -> tuple[Float[Array, "B N H"], Float[Array, "B N"], Int[Array, "B K J"]]:
+    """Select pages by probe . summary and attend to them; output, log-sum-exp in float32 and the selected pages."""
+    page_len = key_pages.shape[2]
     selected = choose_pages(
-        score_pages(q, key_means, page_table),
-        num_held,
+        score_pages(probe, summaries, page_table),
+        (lengths + page_len - 1) // page_len,
         num_blocks=num_blocks,
         num_sink_blocks=num_sink_blocks,
         num_local_blocks=num_local_blocks,
     )
     page_ids = jnp.take_along_axis(page_table[:, None, :], selected, axis=2, mode="clip")
     mask = _slot_positions(selected, page_len) < lengths[:, None, None]
-    return attend_pages(q, key_pages, value_pages, page_ids, mask, scale), selected
+    return *attend_pages(q, key_pages, value_pages, page_ids, mask, scale), selected
 
 
 def append_kv(
@@ -186,13 +183,8 @@ def append_kv(
     values: Float[Array, "B K H"],
 ) -> tuple[Float[Array, "R K P H"], Float[Array, "R K P H"], Float[Array, "R K H"]]:
     """Put one token per sequence into its page and renew that page's mean; no other page is touched."""
-    num_pages, _, page_len, _ = key_pages.shape
-    (batch_size, max_pages), position = page_table.shape, lengths - 1
-    page, slot = position // page_len, position % page_len
-    page_id = jnp.take_along_axis(page_table, page[:, None], axis=1, mode="clip")[:, 0]
-    writable = (position >= 0) & (page < max_pages) & (page_id >= 0) & (page_id < num_pages)
-    # Dropped writes get distinct ids past the pool, so that the scatter may assume unique indices.
-    page_id = jnp.where(writable, page_id, num_pages + jnp.arange(batch_size, dtype=page_id.dtype))
+    page_len = key_pages.shape[2]
+    page_id, slot = _written_page(page_table, lengths, page_len, key_pages.shape[0])
 
     # The mean comes from the page itself, not from the old mean: exact in bf16 too, whatever the slot held before.
     # The page is read before and written whole: a read after the write that nothing waits for (dense decoding ignores
@@ -217,6 +209,45 @@ def page_means(pages: Float[Array, "*B P H"], held: Bool[Array, "*#B P"]) -> Flo
     total = jnp.sum(jnp.where(held[..., None], pages.astype(jnp.float32), 0.0), axis=-2)
     count = jnp.sum(held, axis=-1, dtype=jnp.float32)[..., None]
     return total / jnp.maximum(count, 1.0)
+
+
+def append_bounds(
+    key_bounds: Float[Array, "R K 2 H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    keys: Float[Array, "B K H"],
+    *,
+    page_len: int,
+) -> Float[Array, "R K 2 H"]:
+    """Widen the bounds of the page that each new key goes to; the first key of a page starts them anew."""
+    page_id, slot = _written_page(page_table, lengths, page_len, key_bounds.shape[0])
+    keys = keys.astype(key_bounds.dtype)
+    low, high = jnp.moveaxis(key_bounds.at[page_id].get(mode="clip"), 2, 0)
+    is_first = (slot == 0)[:, None, None]
+    low = jnp.where(is_first, keys, jnp.minimum(low, keys))
+    high = jnp.where(is_first, keys, jnp.maximum(high, keys))
+    return key_bounds.at[page_id].set(jnp.stack([low, high], axis=2), mode="drop", unique_indices=True)
+
+
+def page_bounds(pages: Float[Array, "*B P H"], held: Bool[Array, "*#B P"]) -> Float[Array, "*B 2 H"]:
+    """Find the smallest and largest of the held slots of each page by dimension; zeros where none is held."""
+    slot = held[..., None]
+    low = jnp.min(jnp.where(slot, pages, jnp.inf), axis=-2)
+    high = jnp.max(jnp.where(slot, pages, -jnp.inf), axis=-2)
+    bounds = jnp.stack([low, high], axis=-2)
+    return jnp.where(jnp.any(slot, axis=-2, keepdims=True), bounds, 0.0)
+
+
+def _written_page(
+    page_table: Int[Array, "B M"], lengths: Int[Array, " B"], page_len: int, num_pages: int
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """Return page id and slot of the newest token of each sequence; the id is past the pool where it has no place."""
+    (batch_size, max_pages), position = page_table.shape, lengths - 1
+    page, slot = position // page_len, position % page_len
+    page_id = jnp.take_along_axis(page_table, page[:, None], axis=1, mode="clip")[:, 0]
+    writable = (position >= 0) & (page < max_pages) & (page_id >= 0) & (page_id < num_pages)
+    # Dropped writes get distinct ids past the pool, so that the scatter may assume unique indices.
+    return jnp.where(writable, page_id, num_pages + jnp.arange(batch_size, dtype=page_id.dtype)), slot
 
 
 def _slot_positions(pages: Int[Array, "*B J"], page_len: int) -> Int[Array, "*B S"]:

@@ -12,6 +12,7 @@ from kinetics_jax.attention import PagedCache, advance, append, decode_attention
 from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, Local, ModelSpec, Quest, TopK
 from pallas_kernels._reference import (
     reference_block_topk_decode,
+    reference_key_bounds,
     reference_key_means,
     reference_paged_decode,
     reference_quest_decode,
@@ -90,12 +91,12 @@ def oracle(spec: AttentionSpec, q: jax.Array, cache: PagedCache, layer: int) -> 
     pages, table, lengths = (cache.key_pages[layer], cache.value_pages[layer]), cache.page_table, cache.lengths + 1
     match spec:
         case Dense():
-            return reference_paged_decode(q, *pages, table, lengths)
+            return reference_paged_decode(q, *pages, table, lengths).out
         case Local(window_len=window_len, sink_len=sink_len):
-            return reference_paged_decode(q, *pages, table, lengths, window_len=window_len, sink_len=sink_len)
+            return reference_paged_decode(q, *pages, table, lengths, window_len=window_len, sink_len=sink_len).out
         case TopK(budget_len=budget_len, sink_len=sink_len, local_len=local_len):
             counts = {"budget_len": budget_len, "sink_len": sink_len, "local_len": local_len}
-            return reference_topk_decode(q, *pages, table, lengths, **counts)[0]
+            return reference_topk_decode(q, *pages, table, lengths, **counts).out
         case BlockTopK() | Quest():
             blocks = {
                 "num_blocks": spec.num_pages,
@@ -103,9 +104,10 @@ def oracle(spec: AttentionSpec, q: jax.Array, cache: PagedCache, layer: int) -> 
                 "num_local_blocks": spec.num_local_pages,
             }
             if isinstance(spec, Quest):
-                return reference_quest_decode(q, *pages, table, lengths, **blocks)[0]
+                bounds = jnp.asarray(reference_key_bounds(pages[0], table, lengths), "float32")
+                return reference_quest_decode(q, *pages, bounds, table, lengths, **blocks).out
             means = jnp.asarray(reference_key_means(pages[0], table, lengths), "float32")
-            return reference_block_topk_decode(q, *pages, means, table, lengths, **blocks)[0]
+            return reference_block_topk_decode(q, *pages, means, table, lengths, **blocks).out
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -1,65 +1,75 @@
-"""Random paged caches whose unused slots, pages and table entries are poisoned."""
+"""Which implementations the contract runs: those that run here, or the one named on the command line."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels._reference import reference_key_means
-
-# The one tolerance table of the room: absolute error against the float64 oracle, for unit-normal inputs.
-# float32: a few hundred terms of size 1 at eps 6e-8. bfloat16: weights and output are rounded to 8 bits (eps 4e-3),
-# and the oracle sees the same rounded inputs.
-TOLERANCE = {"float32": 3e-6, "bfloat16": 2e-2}
+from pallas_kernels import _dispatch
+from pallas_kernels._interpret import gpu_params, interpreted
+from tests.kernels.cases import Effort
+from tests.kernels.contract import is_native
 
 
-class Case(NamedTuple):
-    """The arguments of `block_topk_decode`, in order."""
-
-    q: jax.Array
-    key_pages: jax.Array
-    value_pages: jax.Array
-    key_means: jax.Array
-    page_table: jax.Array
-    lengths: jax.Array
-
-    @property
-    def dense(self) -> tuple[jax.Array, ...]:
-        """The arguments of `paged_decode`."""
-        return (self.q, self.key_pages, self.value_pages, self.page_table, self.lengths)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kernel-implementation",
+        choices=["xla", *_dispatch._PLATFORMS],
+        help="hold this implementation alone to the contract, at more sizes; interpreted where its device is not here",
+    )
 
 
-def _make_case(
-    lengths: list[int],
-    *,
-    page_len: int = 4,
-    num_kv_heads: int = 2,
-    group: int = 3,
-    head_dim: int = 8,
-    max_pages: int = 6,
-    dtype: str = "float32",
-    seed: int = 0,
-) -> Case:
-    rng = np.random.default_rng(seed)
-    batch_size = len(lengths)
-    num_pages = batch_size * max_pages + 3
-    held_pages = [-(-length // page_len) for length in lengths]
-    # Entries past the last page: far out of range, negative, or a page full of NaN.
-    table = rng.choice([-7, 10**6, num_pages - 1], size=(batch_size, max_pages))
-    ids = rng.permutation(num_pages - 1)
-    pools = np.full((2, num_pages, num_kv_heads, page_len, head_dim), np.nan)
-    for b, length in enumerate(lengths):
-        table[b, : held_pages[b]], ids = ids[: held_pages[b]], ids[held_pages[b] :]
-        for s in range(length):
-            pools[:, table[b, s // page_len], :, s % page_len] = rng.normal(size=(2, num_kv_heads, head_dim))
-    key_pages, value_pages = jnp.asarray(pools[0], dtype), jnp.asarray(pools[1], dtype)
-    page_table, length_array = jnp.asarray(table, "int32"), jnp.asarray(lengths, "int32")
-    means = jnp.asarray(reference_key_means(key_pages, page_table, length_array), dtype)
-    q = jnp.asarray(rng.normal(size=(batch_size, num_kv_heads * group, head_dim)), dtype)
-    return Case(q, key_pages, value_pages, means, page_table, length_array)
+def named_implementation(config: pytest.Config) -> str | None:
+    return config.getoption("--kernel-implementation", default=None)
+
+
+def implementations(config: pytest.Config) -> list[str]:
+    name = named_implementation(config)
+    if name is not None:
+        return [name]
+    return ["xla", *(name for name in ("mosaic_tpu", "mosaic_gpu") if _dispatch._load(name) and _runs_here(name))]
+
+
+def _runs_here(name: str) -> bool:
+    if is_native(name) or name != "mosaic_gpu":
+        return True
+    try:
+        with interpreted():
+            return bool(gpu_params())
+    except NotImplementedError:
+        return False
+
+
+def effort_of(implementation: str, config: pytest.Config) -> Effort:
+    is_named = named_implementation(config) is not None
+    # Interpreting a kernel compiles for ten seconds.
+    level = 2 if is_named and is_native(implementation) else int(is_named or is_native(implementation))
+    return Effort(level, is_native(implementation), implementation)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Fill in `implementation`, with every `layout` that it is tried with, or with the first for `one_layout`."""
+    if "implementation" not in metafunc.fixturenames:
+        return
+    efforts = {name: effort_of(name, metafunc.config) for name in implementations(metafunc.config)}
+    for fixture, options in {
+        "layout": lambda effort: effort.layouts,
+        "one_layout": lambda effort: effort.layouts[:1],
+        "real_size": lambda effort: effort.real_sizes,
+    }.items():
+        if fixture in metafunc.fixturenames:
+            pairs = [(name, option) for name, effort in efforts.items() for option in options(effort)]
+            metafunc.parametrize(("implementation", fixture), pairs, ids=_name)
+
+
+def _name(part: object) -> str:
+    return "-".join(map(_name, part)) if isinstance(part, tuple) else str(part)
+
+
+@pytest.fixture
+def effort(implementation: str, request: pytest.FixtureRequest) -> Effort:
+    return effort_of(implementation, request.config)
 
 
 @pytest.fixture
@@ -67,16 +77,8 @@ def rng(key: jax.Array) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-@pytest.fixture
-def make_case() -> Callable[..., Case]:
-    return _make_case
-
-
-@pytest.fixture
-def assert_close() -> Callable[[jax.Array, np.ndarray], None]:
-    def check(actual: jax.Array, wanted: np.ndarray) -> None:
-        np.testing.assert_allclose(
-            np.asarray(actual, np.float64), wanted, rtol=0, atol=TOLERANCE[actual.dtype.name], equal_nan=False
-        )
-
-    return check
+@pytest.fixture(autouse=True)
+def no_races(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fail a test in which the interpreter of kernels reported a race: it only prints it."""
+    yield
+    assert "RACE DETECTED" not in capfd.readouterr().out

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import append_kv
-from pallas_kernels._reference import reference_key_means
+from pallas_kernels import append_bounds, append_kv, page_bounds
+from pallas_kernels._reference import reference_key_bounds, reference_key_means
 
 PAGE_LEN, NUM_KV_HEADS, HEAD_DIM = 4, 2, 8
+
+append_once, widen_once = jax.jit(append_kv), jax.jit(append_bounds, static_argnames="page_len")
 
 
 def empty(num_pages: int, dtype: str = "float32") -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -25,10 +27,9 @@ def test_appends_build_pages_and_exact_means(rng, dtype):
     pools = empty(8, dtype)
     lengths = jnp.array([0, 2])  # the second sequence starts two tokens further on
     pools = pools[0].at[2].set(0.0), pools[1].at[2].set(0.0), pools[2].at[2].set(0.0)
-    step_fn = jax.jit(append_kv)
     for step, token in enumerate(tokens):
         lengths = lengths + 1
-        pools = step_fn(*pools, table, lengths, token, 2 * token)
+        pools = append_once(*pools, table, lengths, token, 2 * token)
         page, slot = step // PAGE_LEN, step % PAGE_LEN
         written_keys, written_values, means = (np.asarray(pool, "float32") for pool in pools)
         wanted_token = np.asarray(token, "float32")[0]
@@ -41,10 +42,31 @@ def test_appends_build_pages_and_exact_means(rng, dtype):
     assert all(np.isnan(np.asarray(pool, "float32")[[3, 7]]).all() for pool in pools)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bounds_follow_the_appended_keys(rng, dtype):
+    table, lengths = jnp.array([[4, 1, 0], [2, 5, 6]], "int32"), jnp.array([0, 2])
+    tokens = jnp.asarray(rng.normal(size=(10, 2, NUM_KV_HEADS, HEAD_DIM)), dtype)
+    pools = [pool.at[2].set(0.0) for pool in empty(8, dtype)]  # the second sequence starts with two zeros
+    bounds = jnp.full((8, NUM_KV_HEADS, 2, HEAD_DIM), jnp.nan, dtype).at[2].set(0.0)
+    for token in tokens:
+        lengths = lengths + 1
+        pools = append_once(*pools, table, lengths, token, token)
+        bounds = widen_once(bounds, table, lengths, token, page_len=PAGE_LEN)
+        np.testing.assert_array_equal(np.asarray(bounds, "float32"), reference_key_bounds(pools[0], table, lengths))
+    # The same from whole pages: 10 and 12 tokens, pages 3 and 7 hold none.
+    held = np.zeros((8, 1, PAGE_LEN), bool)
+    held[[4, 1, 2, 5, 6]], held[0, :, :2] = True, True
+    is_held = np.any(held, axis=2)[:, :, None, None]
+    wanted = np.where(is_held, np.asarray(bounds, "float32"), 0)
+    whole = page_bounds(pools[0], jnp.asarray(held))
+    assert whole.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(whole, "float32"), wanted)
+
+
 def test_a_stale_page_is_overwritten_from_its_first_slot():
     pools = empty(2)
     token = jnp.ones((1, NUM_KV_HEADS, HEAD_DIM))
-    _, _, means = append_kv(*pools, jnp.array([[1]]), jnp.array([1]), token, token)
+    _, _, means = append_once(*pools, jnp.array([[1]]), jnp.array([1]), token, token)
     np.testing.assert_array_equal(means[1], token[0])
     assert jnp.isnan(means[0]).all()
 
@@ -53,8 +75,11 @@ def test_a_stale_page_is_overwritten_from_its_first_slot():
 def test_a_sequence_with_no_place_is_not_written(entry, length):
     pools = empty(2)
     token = jnp.ones((1, NUM_KV_HEADS, HEAD_DIM))
-    after = append_kv(*pools, jnp.array([[entry]], "int32"), jnp.array([length]), token, token)
-    assert all(jnp.isnan(pool).all() for pool in after)
+    place = jnp.array([[entry]], "int32"), jnp.array([length])
+    after = append_once(*pools, *place, token, token)
+    assert all(np.isnan(pool).all() for pool in after)
+    bounds = jnp.full((2, NUM_KV_HEADS, 2, HEAD_DIM), jnp.nan)
+    assert np.isnan(widen_once(bounds, *place, token, page_len=PAGE_LEN)).all()
 
 
 def test_vmap_equals_a_loop(rng):
@@ -63,9 +88,8 @@ def test_vmap_equals_a_loop(rng):
     lengths = jnp.array([[1, 5], [8, 4], [3, 9]])
     token = jnp.asarray(rng.normal(size=(3, 2, NUM_KV_HEADS, HEAD_DIM)), "float32")
     mapped = jax.jit(jax.vmap(append_kv))(pages, pages, means, table, lengths, token, token)
-    append = jax.jit(append_kv)
     for i in range(3):
-        single = append(pages[i], pages[i], means[i], table[i], lengths[i], token[i], token[i])
+        single = append_once(pages[i], pages[i], means[i], table[i], lengths[i], token[i], token[i])
         for got, wanted in zip(mapped, single, strict=True):
             np.testing.assert_array_equal(got[i], wanted)
 

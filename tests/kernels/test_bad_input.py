@@ -1,14 +1,47 @@
 """Wrong arguments: one sentence each, the same from the oracle and the implementations."""
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import checkify
 
-from pallas_kernels import append_kv, block_topk_decode, choose_pages, paged_decode
-from pallas_kernels._reference import reference_block_topk_decode
-from pallas_kernels._validate import check_implementation, check_pages, check_scores
+from pallas_kernels import (
+    append_bounds,
+    block_topk_decode,
+    check_page_ids,
+    choose_pages,
+    merge_partials,
+    paged_decode,
+    quest_decode,
+)
+from pallas_kernels._reference import reference_block_topk_decode, reference_quest_decode
+from pallas_kernels._validate import (
+    check_implementation,
+    check_key_bounds,
+    check_key_means,
+    check_new_bounds,
+    check_pages,
+    check_partials,
+    check_query,
+    check_scores,
+)
+from tests.kernels.cases import make_case
+
+CASE = make_case([5, 9])
+MEANS, BOUNDS, DENSE = (
+    CASE.arguments(operation) for operation in ("block_topk_decode", "quest_decode", "paged_decode")
+)
 
 
-@pytest.mark.parametrize("decode", [block_topk_decode, reference_block_topk_decode])
+@pytest.mark.parametrize(
+    ("decode", "arguments"),
+    [
+        (block_topk_decode, MEANS),
+        (reference_block_topk_decode, MEANS),
+        (quest_decode, BOUNDS),
+        (reference_quest_decode, BOUNDS),
+    ],
+)
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
@@ -18,29 +51,50 @@ from pallas_kernels._validate import check_implementation, check_pages, check_sc
         ({"num_blocks": 2, "scale": 0.0}, "scale must be positive"),
     ],
 )
-def test_counts_and_scale(make_case, decode, counts, message):
+def test_counts_and_scale(decode, arguments, counts, message):
     with pytest.raises(ValueError, match=message):
-        decode(*make_case([5, 9]), **counts)
+        decode(*arguments, **counts)
 
 
-def test_shapes(make_case):
-    case = make_case([5, 9])
+def test_shapes():
     with pytest.raises(ValueError, match="query heads must be a multiple of the KV heads; got N=5, K=2"):
-        paged_decode(case.q[:, :5], *case.dense[1:])
+        check_query(CASE.q[:, :5], CASE.key_pages, CASE.page_table, None)
     with pytest.raises(ValueError, match="pages must be floating point"):
-        check_pages(case.key_pages.astype("int8"), case.value_pages.astype("int8"), case.page_table, case.lengths)
+        check_pages(CASE.key_pages.astype("int8"), CASE.value_pages.astype("int8"), CASE.page_table, CASE.lengths)
     with pytest.raises(ValueError, match="share the dtype"):
-        paged_decode(case.q, case.key_pages, case.value_pages.astype("bfloat16"), *case.dense[3:])
+        paged_decode(*CASE._replace(value_pages=CASE.value_pages.astype("bfloat16")).arguments("paged_decode"))
     with pytest.raises(ValueError, match="window_len must be at least 1"):
-        paged_decode(*case.dense, window_len=0)
+        paged_decode(*DENSE, window_len=0)
     with pytest.raises(ValueError, match="token_mask must have shape"):
-        paged_decode(*case.dense, token_mask=jnp.ones((2, 2, 5), bool))
+        paged_decode(*DENSE, token_mask=jnp.ones((2, 2, 5), bool))
     with pytest.raises(ValueError, match="a window and a mask exclude each other"):
-        paged_decode(*case.dense, token_mask=jnp.ones((2, 2, 24), bool), window_len=4)
+        paged_decode(*DENSE, token_mask=jnp.ones((2, 2, 24), bool), window_len=4)
     with pytest.raises(ValueError, match="got sink_len=4, window_len=None"):
-        paged_decode(*case.dense, sink_len=4)
+        paged_decode(*DENSE, sink_len=4)
     with pytest.raises(ValueError, match="got sink_len=-1, window_len=4"):
-        paged_decode(*case.dense, window_len=4, sink_len=-1)
+        paged_decode(*DENSE, window_len=4, sink_len=-1)
+
+
+def test_summaries():
+    key_bounds, table, lengths = CASE.key_bounds, CASE.page_table, CASE.lengths
+    with pytest.raises(ValueError, match=r"key_means must have shape \[R, K, H\] of key_pages = \(15, 2, 8\)"):
+        check_key_means(CASE.key_means[:, :, :4], CASE.key_pages)
+    with pytest.raises(ValueError, match=r"key_bounds must have shape \[R, K, 2, H\] of key_pages = \(15, 2, 2, 8\)"):
+        check_key_bounds(key_bounds[:, :, :1], CASE.key_pages)
+    with pytest.raises(ValueError, match=r"key_bounds must be \[R, K, 2, H\]; got shape \(15, 2, 1, 8\)"):
+        check_new_bounds(key_bounds[:, :, :1], table, lengths, CASE.key_means[:2], 4)
+    with pytest.raises(ValueError, match="page_len must be at least 1 token; got 0"):
+        append_bounds(key_bounds, table, lengths, CASE.key_means[:2], page_len=0)
+    with pytest.raises(ValueError, match=r"keys must have shape \[B, K, H\] = \(2, 2, 8\); got \(3, 2, 8\)"):
+        check_new_bounds(key_bounds, table, lengths, CASE.key_means[:3], 4)
+
+
+def test_partials():
+    out, lse = jnp.ones((2, 3, 4, 8)), jnp.ones((2, 3, 4))
+    with pytest.raises(ValueError, match=r"lse must have shape \[X, B, N\] of out = \(2, 3, 4\); got \(1, 3, 4\)"):
+        check_partials(out, lse[:1])
+    with pytest.raises(ValueError, match=r"X >= 1 parts; got shape \(0, 3, 4, 8\)"):
+        merge_partials(out[:0], lse[:0])
 
 
 def test_scores():
@@ -53,27 +107,44 @@ def test_scores():
         choose_pages(scores, num_held, num_blocks=2, num_sink_blocks=2)
 
 
-@pytest.mark.parametrize("name", ["mosaic_gpu", "triton", "mosaic_tpu"])
-def test_a_named_implementation_never_falls_back(make_case, name):
-    case = make_case([5, 9])
-    token = case.key_means[:2]
-    with pytest.raises(NotImplementedError, match="Use 'xla'"):
-        paged_decode(*case.dense, implementation=name)
-    with pytest.raises(NotImplementedError, match="Use 'xla'"):
-        block_topk_decode(*case, num_blocks=2, implementation=name)
-    with pytest.raises(NotImplementedError, match="Use 'xla'"):
-        append_kv(
-            case.key_pages,
-            case.value_pages,
-            case.key_means,
-            case.page_table,
-            case.lengths,
-            token,
-            token,
-            implementation=name,
-        )
+@pytest.mark.parametrize(
+    ("table", "lengths", "message"),
+    [
+        ([[2, 0, -1], [1, 9, 9]], [8, 4], None),
+        ([[2, 0, -1], [1, 9, 9]], [8, 0], None),
+        ([[2, 0, -1], [1, 9, 9]], [9, 4], r"0 <= id < 3; got page_table\[0, 2\]=-1 with lengths\[0\]=9"),
+        ([[2, 0, -1], [1, 3, 9]], [8, 5], r"0 <= id < 3; got page_table\[1, 1\]=3 with lengths\[1\]=5"),
+        ([[2, 0, 1], [1, 2, 0]], [12, 13], r"0\.\.12 = M \* P; got lengths\[1\]=13. Use a wider page_table"),
+        ([[2, 0, 1], [1, 2, 0]], [-1, 3], r"got lengths\[0\]=-1"),
+    ],
+)
+def test_page_ids_are_checked_outside_jit_and_by_checkify_inside(table, lengths, message):
+    arguments = (jnp.array(table, "int32"), jnp.array(lengths, "int32"))
+
+    def check(table, lengths):
+        check_page_ids(table, lengths, num_pages=3, page_len=4)
+        return lengths
+
+    error, _ = checked(check)(*arguments)
+    if message is None:
+        check(*arguments)
+        assert error.get() is None
+    else:
+        with pytest.raises(ValueError, match=message):
+            check(*arguments)
+        with pytest.raises(checkify.JaxRuntimeError, match=message):
+            error.throw()
+
+
+def checked(function):
+    return jax.jit(checkify.checkify(function))
+
+
+def test_the_check_of_page_ids_says_what_it_lacks_inside_jit():
+    with pytest.raises(ValueError, match="checkify"):
+        jax.jit(lambda table, lengths: check_page_ids(table, lengths, 3, 4))(*DENSE[3:])
 
 
 def test_unknown_implementation():
-    with pytest.raises(ValueError, match="unknown implementation 'cuda'"):
+    with pytest.raises(ValueError, match=r"unknown implementation 'cuda'\. Known: 'xla', 'mosaic_gpu', 'triton'"):
         check_implementation("cuda")

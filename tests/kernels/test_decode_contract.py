@@ -1,4 +1,4 @@
-"""The contract every implementation keeps, against the oracle."""
+"""The contract every implementation keeps, against the oracle; on a device named on the command line, at real sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,71 +8,98 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import block_topk_decode as eager_block_topk_decode
-from pallas_kernels import choose_pages, gather_pages
+from pallas_kernels import choose_pages as eager_choose_pages
+from pallas_kernels import gather_pages
 from pallas_kernels import paged_decode as eager_paged_decode
 from pallas_kernels._reference import _choose, reference_block_topk_decode, reference_paged_decode
+from tests.kernels import contract
+from tests.kernels.cases import COUNTS, Layout, make_case, make_large_case
 
 block_topk_decode = jax.jit(
     eager_block_topk_decode,
-    static_argnames=(
-        "num_blocks",
-        "num_sink_blocks",
-        "num_local_blocks",
-        "scale",
-        "implementation",
-        "return_selection",
-    ),
+    static_argnames=("num_blocks", "num_sink_blocks", "num_local_blocks", "scale", "return_residuals"),
 )
-paged_decode = jax.jit(eager_paged_decode, static_argnames=("window_len", "sink_len", "scale", "implementation"))
-
-IMPLEMENTATIONS = ["xla"]
-# Around the page edges of pages of 4, beside 0 and 1, in a batch of odd size.
-LENGTHS = [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24]
+choose_pages = jax.jit(eager_choose_pages, static_argnames=("num_blocks", "num_sink_blocks", "num_local_blocks"))
+paged_decode = jax.jit(eager_paged_decode, static_argnames=("window_len", "sink_len", "scale"))
 
 
-def as_lists(selected: jax.Array, max_pages: int) -> list[list[list[int]]]:
-    return [[[m for m in pages if m < max_pages] for pages in sequence] for sequence in selected.tolist()]
+def test_decodes_equal_the_oracle(implementation, layout, effort):
+    case = effort.case(layout)
+    for counts in effort.counts("block_topk_decode", layout):
+        contract.check_block_topk(implementation, case, **counts)
+    for counts in effort.counts("quest_decode", layout):
+        contract.check_quest(implementation, case, **counts)
+    contract.check_paged(implementation, case)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-    ("dtype", "num_kv_heads", "group", "head_dim"),
-    [("float32", 2, 3, 8), ("float32", 3, 1, 7), ("bfloat16", 1, 5, 32)],
-)
-def test_dense_equals_the_oracle(make_case, assert_close, implementation, dtype, num_kv_heads, group, head_dim):
-    case = make_case(LENGTHS, num_kv_heads=num_kv_heads, group=group, head_dim=head_dim, dtype=dtype)
-    out = paged_decode(*case.dense, implementation=implementation)
-    assert out.dtype == case.q.dtype
-    assert_close(out, reference_paged_decode(*case.dense))
+def test_window_equals_the_oracle(implementation, one_layout, effort):
+    quarter = one_layout.page_len // 4
+    for window_len, sink_len in effort.windows(one_layout):
+        window = {"window_len": window_len * quarter, "sink_len": sink_len * quarter}
+        contract.check_paged(implementation, effort.case(one_layout, seed=2), scale=0.05, **window)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("num_blocks", "num_sinks", "num_local"), [(1, 0, 1), (3, 1, 1), (4, 0, 0), (5, 1, 2)])
-def test_block_topk_equals_the_oracle(make_case, assert_close, implementation, dtype, num_blocks, num_sinks, num_local):
-    case = make_case(LENGTHS, dtype=dtype, seed=1)
-    kwargs = {"num_blocks": num_blocks, "num_sink_blocks": num_sinks, "num_local_blocks": num_local}
-    out, selected = block_topk_decode(*case, **kwargs, implementation=implementation, return_selection=True)
-    wanted, wanted_selected = reference_block_topk_decode(*case, **kwargs)
-    assert as_lists(selected, 6) == wanted_selected
-    assert_close(out, wanted)
+def test_ties_go_to_the_lowest_page(implementation, one_layout, effort):
+    contract.check_ties(implementation, effort.case(one_layout), operations=effort.selecting, **COUNTS[0])
 
 
-@pytest.mark.parametrize(
-    ("window_len", "sink_len"),
-    [(1, 0), (4, 0), (5, 0), (9, 0), (99, 0), (1, 1), (4, 5), (6, 9), (3, 99)],
-)
-def test_window_equals_the_oracle(make_case, assert_close, window_len, sink_len):
-    case = make_case(LENGTHS, seed=2)
-    out = paged_decode(*case.dense, window_len=window_len, sink_len=sink_len)
-    assert_close(out, reference_paged_decode(*case.dense, window_len=window_len, sink_len=sink_len))
+def test_budget_over_the_context_is_dense(implementation, one_layout, effort):
+    case = effort.case(one_layout, seed=1)
+    if effort.level > 0:
+        contract.check_full_budget(implementation, case)
+    lengths = [min(length, COUNTS[0]["num_blocks"] * one_layout.page_len) for length in case.lengths.tolist()]
+    short = make_case(lengths, one_layout, max_pages=case.max_pages, seed=3)
+    contract.check_short(implementation, short, operations=effort.selecting, **COUNTS[0])
 
 
-def test_a_window_touches_its_pages_and_those_of_the_sinks_only(make_case):
+def test_nothing_but_what_is_read_counts_and_repeats_are_equal(implementation, one_layout, effort):
+    operations = (*effort.selecting, "paged_decode")
+    contract.check_same_bits(implementation, effort.case(one_layout, seed=5), operations=operations, **COUNTS[0])
+
+
+def test_real_sizes_equal_xla(implementation, real_size, key):
+    batch_size, context_len, layout = real_size
+    max_pages = context_len // layout.page_len
+    case = make_large_case(key, batch_size=batch_size, layout=layout, max_pages=max_pages)
+    contract.check_against_xla("paged_decode", implementation, case)
+    for budget_len in (256, 1024, 4096):
+        counts = {"num_blocks": budget_len // layout.page_len, "num_sink_blocks": 1}
+        for operation in contract.SELECTING if budget_len < context_len else ():
+            contract.check_against_xla(operation, implementation, case, **counts)
+
+
+def test_the_check_at_real_sizes_finds_what_is_wrong(key):
+    """The check itself, on a small case: right results pass; a page left out, or another one read, does not."""
+    case = make_large_case(key, batch_size=3, layout=Layout(8, 2, 3, 16, "float32"), max_pages=12, min_len=48)
+    contract.check_against_xla("paged_decode", "xla", case)
+    contract.check_against_xla("block_topk_decode", "xla", case, num_blocks=5)
+    selected = contract.run("block_topk_decode", "xla", case, num_blocks=5).selected
+
+    def lost(case, selected):
+        return float(contract._score_lost("block_topk_decode", case, selected, num_blocks=5).max())
+
+    assert lost(case, selected) <= 1
+    assert lost(case, selected.at[:, :, 0].set(selected[:, :, 1])) == np.inf
+    assert lost(case._replace(key_means=-case.key_means), selected) > 1
+    with pytest.raises(AssertionError, match=r"out: .* off by more than 3e-06; quantiles .* got .*, wanted"):
+        contract.check_against_xla("paged_decode", "xla", case._replace(lengths=case.lengths - 1), scale=0.3)
+
+
+def test_a_window_touches_its_pages_and_those_of_the_sinks_only():
     case = make_case([5, 24, 17])
     # 5 tokens lie in at most 2 pages of 4, 3 sinks in 1: 12 slots of 24.
-    program = str(jax.make_jaxpr(lambda case: eager_paged_decode(*case.dense, window_len=5, sink_len=3))(case))
+    read = jax.make_jaxpr(lambda *arguments: eager_paged_decode(*arguments, window_len=5, sink_len=3))
+    program = str(read(*case.arguments("paged_decode")))
     assert "f32[3,2,12,8]" in program
+    assert ",24,8]" not in program
+
+
+def test_selection_copies_no_more_than_the_pages_it_reads():
+    case = make_case([5, 24, 17])
+    read = jax.make_jaxpr(lambda *arguments: eager_block_topk_decode(*arguments, num_blocks=2))
+    program = str(read(*case.arguments("block_topk_decode")))
+    assert "f32[3,2,8,8]" in program  # 2 pages of 4
+    assert ",24]" not in program.replace("i32[3,24]", "")
     assert ",24,8]" not in program
 
 
@@ -100,78 +127,31 @@ def test_pages_of_any_score_are_chosen_as_by_the_oracle(num_blocks, num_sinks, n
 @settings(max_examples=25)
 @given(
     lengths=st.tuples(*[st.integers(0, 30)] * 3),  # one batch size: every example runs the compiled operations
-    num_blocks=st.sampled_from([1, 3, 5]),
-    sinks=st.integers(0, 1),
+    counts=st.sampled_from([(1, 0), (3, 1)]),
     seed=st.integers(0, 99),
 )
-def test_block_topk_equals_the_oracle_anywhere(lengths, num_blocks, sinks, seed):
+def test_block_topk_equals_the_oracle_anywhere(lengths, counts, seed):
     rng, max_pages = np.random.default_rng(seed), 6
-    num_blocks = max(num_blocks, sinks + 1)
+    num_blocks, sinks = counts
     q, keys, values = (jnp.asarray(rng.normal(size=(30, 2, 5, 8)), "float32") for _ in range(3))
     table = jnp.asarray(rng.permutation(30)[: 3 * max_pages].reshape(3, max_pages), "int32")
     # Means of whole pages: selection must follow the means it is given.
     arguments = (q[:3, 0, :4], keys, values, keys.mean(axis=2), table, jnp.asarray(lengths, "int32"))
-    out, selected = block_topk_decode(*arguments, num_blocks=num_blocks, num_sink_blocks=sinks, return_selection=True)
-    wanted, wanted_selected = reference_block_topk_decode(*arguments, num_blocks=num_blocks, num_sink_blocks=sinks)
-    assert as_lists(selected, max_pages) == wanted_selected
-    np.testing.assert_allclose(out, wanted, atol=3e-6)
+    result = block_topk_decode(*arguments, num_blocks=num_blocks, num_sink_blocks=sinks, return_residuals=True)
+    wanted = reference_block_topk_decode(*arguments, num_blocks=num_blocks, num_sink_blocks=sinks)
+    assert contract._as_lists(result.selected, max_pages) == wanted.read
+    np.testing.assert_allclose(result.out, wanted.out, atol=3e-6)
+    np.testing.assert_allclose(result.lse, wanted.lse, atol=3e-6)
 
 
-def test_budget_over_the_context_is_dense(make_case, assert_close):
-    case = make_case(LENGTHS)
-    dense = paged_decode(*case.dense)
-    for num_blocks in (6, 7, 100):  # the whole table: the same arithmetic
-        np.testing.assert_array_equal(block_topk_decode(*case, num_blocks=num_blocks), dense)
-    short = make_case([0, 1, 4, 7, 12], seed=3)  # at most 3 pages held of 6
-    np.testing.assert_allclose(block_topk_decode(*short, num_blocks=3), paged_decode(*short.dense), atol=1e-6)
-
-
-def test_ties_go_to_the_lowest_page(make_case):
-    case = make_case([24] * 3, seed=4)
-    tied = case._replace(key_means=jnp.zeros_like(case.key_means))
-    _, selected = block_topk_decode(*tied, num_blocks=3, return_selection=True)
-    assert selected.tolist() == [[[0, 1, 5]] * 2] * 3
-    # 0.0 and -0.0 tie as well.
-    negative = jnp.where((jnp.arange(case.key_means.shape[0]) % 2 == 0)[:, None, None], -0.0, 0.0)
-    tied = case._replace(key_means=negative * jnp.ones_like(case.key_means), q=jnp.abs(case.q))
-    _, selected = block_topk_decode(*tied, num_blocks=3, return_selection=True)
-    assert selected.tolist() == [[[0, 1, 5]] * 2] * 3
-
-
-def test_permuting_the_pool_changes_nothing(make_case):
-    case = make_case([5, 24, 17], seed=5)
-    num_pages = case.key_pages.shape[0]
-    order = jnp.asarray(np.random.default_rng(0).permutation(num_pages))
-    inside = (case.page_table >= 0) & (case.page_table < num_pages)
-    moved = case._replace(
-        key_pages=case.key_pages[order],
-        value_pages=case.value_pages[order],
-        key_means=case.key_means[order],
-        page_table=jnp.where(inside, jnp.argsort(order)[jnp.clip(case.page_table, 0, num_pages - 1)], case.page_table),
-    )
-    np.testing.assert_array_equal(block_topk_decode(*moved, num_blocks=3), block_topk_decode(*case, num_blocks=3))
-    np.testing.assert_array_equal(paged_decode(*moved.dense), paged_decode(*case.dense))
-
-
-def test_vmap_equals_a_loop_and_repeats_bit_for_bit(make_case):
-    cases = [make_case([5, 24, 17], seed=seed) for seed in (6, 7)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cases)
-    mapped = jax.jit(jax.vmap(lambda case: block_topk_decode(*case, num_blocks=3)))
-    for out, case in zip(mapped(stacked), cases, strict=True):
-        np.testing.assert_allclose(out, block_topk_decode(*case, num_blocks=3), atol=1e-6)
-    np.testing.assert_array_equal(mapped(stacked), mapped(stacked))
-
-
-def test_scale_and_mask(make_case, assert_close):
+def test_mask():
     case = make_case([5, 24, 17], seed=8)
-    assert_close(paged_decode(*case.dense, scale=0.7), reference_paged_decode(*case.dense, scale=0.7))
-    newest = (jnp.arange(24)[None, :] >= case.lengths[:, None] - 1)[:, None, :] & jnp.ones((3, 2, 1), bool)
-    last_value = gather_pages(case.value_pages, case.page_table)[jnp.arange(3), :, case.lengths - 1]
-    wanted = jnp.repeat(last_value, 3, axis=1)
-    np.testing.assert_array_equal(paged_decode(*case.dense, token_mask=newest), wanted)
-    assert not paged_decode(*case.dense, token_mask=jnp.zeros((3, 2, 24), bool)).any()
-
-
-def test_no_name_picks_one_that_works(make_case):
-    case = make_case([5, 9])
-    np.testing.assert_array_equal(paged_decode(*case.dense), paged_decode(*case.dense, implementation="xla"))
+    arguments = case.arguments("paged_decode")
+    newest = np.arange(24) >= np.asarray(case.lengths)[:, None] - 1
+    newest = jnp.asarray(np.broadcast_to(newest[:, None], (3, 2, 24)))
+    last_value = np.asarray(gather_pages(case.value_pages, case.page_table))[np.arange(3), :, case.lengths - 1]
+    wanted = np.repeat(last_value, 3, axis=1)
+    np.testing.assert_array_equal(paged_decode(*arguments, token_mask=newest), wanted)
+    assert not paged_decode(*arguments, token_mask=jnp.zeros((3, 2, 24), bool)).any()
+    everything = paged_decode(*arguments, token_mask=jnp.ones((3, 2, 24), bool))
+    np.testing.assert_allclose(everything, reference_paged_decode(*arguments).out, atol=3e-6)

@@ -2,12 +2,15 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import merge_partials
 from pallas_kernels._reference import (
     reference_block_topk_decode,
+    reference_key_bounds,
     reference_key_means,
     reference_paged_decode,
     reference_quest_decode,
@@ -23,29 +26,61 @@ def pages_of(*scalars: float, page_len: int) -> jnp.ndarray:
 def test_dense_two_tokens():
     # Logits ln 3 and 0: weights 3/4, 1/4. Values 8 and 4: 7.
     keys, values = pages_of(math.log(3), 0, page_len=2), pages_of(8, 4, page_len=2)
-    out = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, jnp.array([[0]]), jnp.array([2]))
+    out, lse, *_ = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, jnp.array([[0]]), jnp.array([2]))
     assert out.item() == pytest.approx(7, rel=1e-6)
+    assert lse.item() == pytest.approx(math.log(4), rel=1e-6)  # e^ln 3 + e^0
 
 
 def test_dense_reads_through_the_table_and_stops_at_the_length():
     keys, values = pages_of(0, 0, 0, np.nan, page_len=2), pages_of(1, 2, 9, np.nan, page_len=2)
-    out = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, jnp.array([[1, 0]]), jnp.array([1]))
-    assert out.item() == 9
-    out = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, jnp.array([[0, 1]]), jnp.array([3]))
-    assert out.item() == 4  # mean of 1, 2, 9
-    out = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, jnp.array([[0, 1]]), jnp.array([3]), window_len=2)
-    assert out.item() == 5.5  # mean of 2, 9
-    window = {"window_len": 1, "sink_len": 1}
-    out = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, jnp.array([[0, 1]]), jnp.array([3]), **window)
-    assert out.item() == 5  # mean of 1, 9
-    window = {"window_len": 2, "sink_len": 2}
-    out = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, jnp.array([[0, 1]]), jnp.array([3]), **window)
-    assert out.item() == 4  # 2 is sink and window: read once
+
+    def read(table, length, **window):
+        q = jnp.ones((1, 1, 1))
+        out, lse, *_ = reference_paged_decode(q, keys, values, jnp.array([table]), jnp.array([length]), **window)
+        return out.item(), math.exp(lse.item())  # all logits are 0: the second counts the tokens read
+
+    assert read([1, 0], 1) == (9, 1)
+    assert read([0, 1], 3) == (4, pytest.approx(3))  # mean of 1, 2, 9
+    assert read([0, 1], 3, window_len=2) == (5.5, pytest.approx(2))  # mean of 2, 9
+    assert read([0, 1], 3, window_len=1, sink_len=1) == (5, pytest.approx(2))  # mean of 1, 9
+    assert read([0, 1], 3, window_len=2, sink_len=2) == (4, pytest.approx(3))  # 2 is sink and window: read once
 
 
 def test_length_zero_gives_zero():
     keys = pages_of(np.nan, np.nan, page_len=2)
-    assert reference_paged_decode(jnp.ones((1, 1, 1)), keys, keys, jnp.array([[5]]), jnp.array([0])).item() == 0
+    out, lse, *_ = reference_paged_decode(jnp.ones((1, 1, 1)), keys, keys, jnp.array([[5]]), jnp.array([0]))
+    assert (out.item(), lse.item()) == (0, -math.inf)
+
+
+def test_the_log_sum_exp_includes_the_scale_and_what_was_selected_only():
+    # Logits 4 * 0.5 ln 2 = 2 ln 2 and 0 are read, the page of -8 is not: 4 + 1.
+    log2 = math.log(2)
+    keys = pages_of(4 * log2, -8 * log2, 0, page_len=1)
+    arguments = (jnp.ones((1, 1, 1)), keys, keys, keys[:, :, 0], jnp.array([[0, 1, 2]]), jnp.array([3]))
+    found = reference_block_topk_decode(*arguments, num_blocks=2, scale=0.5)
+    assert found.read == [[[0, 2]]]
+    assert math.exp(found.lse.item()) == pytest.approx(5, rel=1e-6)
+
+
+def test_partials_merge_by_what_they_weigh():
+    # Weights 3 and 1 of outputs 8 and 4: 7, as one decode of both. A part that read nothing counts nothing.
+    out = jnp.array([8.0, jnp.nan, 4.0]).reshape(3, 1, 1, 1)
+    lse = jnp.array([math.log(3), -math.inf, 0.0]).reshape(3, 1, 1)
+    merge = jax.jit(merge_partials)
+    merged = merge(out, lse)
+    assert merged.out.item() == pytest.approx(7, rel=1e-6)
+    assert math.exp(merged.lse.item()) == pytest.approx(4, rel=1e-6)
+    far = merge(out, lse + jnp.where(jnp.isnan(out[..., 0]), 0.0, 200.0))  # e^200 is no float32
+    assert far.out.item() == pytest.approx(7, rel=1e-6)
+    assert far.lse.item() == pytest.approx(200 + math.log(4), rel=1e-6)
+    nothing = merge(out, jnp.full((3, 1, 1), -math.inf))
+    assert (nothing.out.item(), nothing.lse.item()) == (0, -math.inf)
+
+
+def test_key_bounds_are_those_of_the_held_slots():
+    keys = pages_of(1, 9, 5, -7, page_len=2)
+    bounds = reference_key_bounds(keys, jnp.array([[1, 0]]), jnp.array([3]))
+    assert bounds.reshape(2, 2).tolist() == [[1, 1], [-7, 5]]  # page 0 holds one token, page 1 is full
 
 
 def test_key_means_divide_by_the_held_slots():
@@ -65,11 +100,11 @@ def test_block_selection(num_blocks: int, num_sinks: int, selected: list[int]):
     zeros, values = jnp.zeros((1, 1, 1)), pages_of(1, 1, 2, 2, 4, 4, 8, np.nan, page_len=2)
     q = jnp.ones((1, 1, 1))
     kwargs = {"num_blocks": num_blocks, "num_sink_blocks": num_sinks}
-    assert reference_block_topk_decode(q, keys, values, means, table, lengths, **kwargs)[1] == [[selected]]
+    assert reference_block_topk_decode(q, keys, values, means, table, lengths, **kwargs).read == [[selected]]
     # With q = 0 every weight is equal and every score ties: the lowest pages win.
-    out, tied = reference_block_topk_decode(zeros, keys, values, means, table, lengths, num_blocks=2)
-    assert tied == [[[0, 3]]]
-    assert out.item() == pytest.approx((1 + 1 + 8) / 3)
+    tied = reference_block_topk_decode(zeros, keys, values, means, table, lengths, num_blocks=2)
+    assert tied.read == [[[0, 3]]]
+    assert tied.out.item() == pytest.approx((1 + 1 + 8) / 3)
 
 
 def test_a_group_selects_once_by_its_mean_score():
@@ -78,17 +113,17 @@ def test_a_group_selects_once_by_its_mean_score():
     q = jnp.array([[[1.0, 0], [0, 1]]])
     selected = reference_block_topk_decode(
         q, keys, keys, keys[:, :, 0], jnp.array([[0, 1, 2]]), jnp.array([3]), num_blocks=2
-    )[1]
+    ).read
     assert selected == [[[1, 2]]]
 
 
 def test_topk_tokens():
     keys, values = pages_of(0, 3, 3, 1, page_len=2), pages_of(1, 2, 4, 8, page_len=2)
     table, lengths = jnp.array([[0, 1]]), jnp.array([4])
-    out, read = reference_topk_decode(jnp.ones((1, 1, 1)), keys, values, table, lengths, budget_len=2)
+    out, _, read, _ = reference_topk_decode(jnp.ones((1, 1, 1)), keys, values, table, lengths, budget_len=2)
     assert read == [[[1, 2]]]
     assert out.item() == pytest.approx(3)
-    assert reference_topk_decode(jnp.ones((1, 1, 1)), keys, values, table, lengths, budget_len=1)[1] == [[[1]]]
+    assert reference_topk_decode(jnp.ones((1, 1, 1)), keys, values, table, lengths, budget_len=1).read == [[[1]]]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +135,7 @@ def test_topk_counts_sinks_and_newest_tokens(budget_len: int, sink_len: int, loc
     keys = pages_of(0, 3, 3, 1, 2, np.nan, page_len=2)
     table, lengths = jnp.array([[0, 1, 2]]), jnp.array([5])
     kwargs = {"budget_len": budget_len, "sink_len": sink_len, "local_len": local_len}
-    assert reference_topk_decode(jnp.ones((1, 1, 1)), keys, keys, table, lengths, **kwargs)[1] == [[read]]
+    assert reference_topk_decode(jnp.ones((1, 1, 1)), keys, keys, table, lengths, **kwargs).read == [[read]]
 
 
 @pytest.mark.parametrize(("q", "best"), [((1.0, 1.0), 0), ((-1.0, -1.0), 0), ((1.0, -1.0), 2), ((1.0, 0.0), 2)])
@@ -110,9 +145,12 @@ def test_quest_bounds_each_page(q: tuple[float, float], best: int):
     # 0; for (1, -1): 8, 0, 9; for (1, 0): 4, 3, 7.
     nan = (np.nan, np.nan)
     keys = jnp.array([(4.0, -4.0), (-4.0, 4.0), (3, 3), (3, 3), (7, -2), (2, 1), (0, 0), nan]).reshape(4, 1, 2, 2)
-    arguments = (jnp.array([[q]]), keys, keys, jnp.array([[0, 1, 2, 3]]), jnp.array([7]))
-    assert reference_quest_decode(*arguments, num_blocks=2)[1] == [[[best, 3]]]
-    assert reference_quest_decode(*arguments, num_blocks=3, num_local_blocks=2)[1] == [[[0, 2, 3]]]
+    table, lengths = jnp.array([[0, 1, 2, 3]]), jnp.array([7])
+    bounds = jnp.asarray(reference_key_bounds(keys, table, lengths), "float32")
+    assert bounds[2, 0].tolist() == [[2, -2], [7, 1]]
+    arguments = (jnp.array([[q]]), keys, keys, bounds, table, lengths)
+    assert reference_quest_decode(*arguments, num_blocks=2).read == [[[best, 3]]]
+    assert reference_quest_decode(*arguments, num_blocks=3, num_local_blocks=2).read == [[[0, 2, 3]]]
 
 
 def test_quest_averages_the_bounds_of_a_group_not_its_queries():
@@ -120,5 +158,8 @@ def test_quest_averages_the_bounds_of_a_group_not_its_queries():
     # 2 and 2.
     keys = pages_of(1, 1, -2, 2, 0, 0, page_len=2)
     q = jnp.array([[[1.0], [-1.0]]])
-    arguments = (q, keys, keys, jnp.array([[0, 1, 2]]), jnp.array([6]))
-    assert reference_quest_decode(*arguments, num_blocks=2)[1] == [[[1, 2]]]
+    bounds = jnp.array([[1.0, 1], [-2, 2], [0, 0]]).reshape(3, 1, 2, 1)
+    arguments = (q, keys, keys, bounds, jnp.array([[0, 1, 2]]), jnp.array([6]))
+    found = reference_quest_decode(*arguments, num_blocks=2)
+    assert found.read == [[[1, 2]]]
+    assert found.scores[0][0].tolist() == [0, 2, 0]

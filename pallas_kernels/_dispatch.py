@@ -1,0 +1,172 @@
+"""Which implementation runs: the one asked for, or the fastest that can run these arrays on this device.
+
+Called by `_api` with validated arguments. Every implementation is a module with the same three functions (`_xla` needs
+no `unsupported`); a module is imported when it is first wanted. `tuning` is a frozen dataclass of that module, or None:
+
+    block_topk_decode(q, key_pages, value_pages, probe, summaries, page_table, lengths, *, num_blocks, num_sink_blocks,
+                      num_local_blocks, scale, tuning) -> out [B, N, H], lse [B, N], selected [B, K, J]
+    paged_decode(q, key_pages, value_pages, page_table, lengths, *, scale, window_len, sink_len, tuning)
+                      -> out [B, N, H], lse [B, N]
+    unsupported(q, key_pages, page_table, *, summaries=None, num_blocks=None, window_len=None, sink_len=0)
+                      -> why it cannot run that, one sentence with the way out; None where it can
+
+`summaries` and `num_blocks` are given for `block_topk_decode`, the window for `paged_decode`. `num_blocks` < M always:
+a budget that covers the table is the dense decode.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from . import _xla
+from ._interpret import is_interpreted
+from ._validate import Implementation
+from ._vmap import fold_into_batch
+
+# Implementation: the platform that lowers it.
+_PLATFORMS = {"mosaic_tpu": "tpu", "mosaic_gpu": "cuda", "triton": "cuda"}
+_FIRST_MOSAIC_GPU = (9, 0)  # compute capability of Hopper
+
+_TARGET = jax.make_user_context(None)
+
+
+@contextmanager
+def targeting(platform: str) -> Iterator[None]:
+    """Choose as on a machine with this device ("tpu", "cuda", "cpu"), to compile ahead of time on another."""
+    with _TARGET(platform):
+        yield
+
+
+def block_topk_decode(
+    name: Implementation | None, arrays: tuple[Array, ...], tuning: Any, **options: Any
+) -> tuple[Array, Array, Array]:
+    """Run `block_topk_decode` of the named implementation, or of the best one; arrays in the order of the module."""
+    q, key_pages, _, _, summaries, page_table, _ = arrays
+    asked = {"summaries": summaries, "num_blocks": options["num_blocks"]}
+    best = _choose(name, tuning, (q, key_pages, page_table), asked)
+
+    def run(module: ModuleType, *arrays: Array) -> tuple[Array, ...]:
+        return module.block_topk_decode(*arrays, tuning=tuning, **options)
+
+    out, lse, selected = _run(best, name, run, arrays, pools=(1, 2, 4), page_table=5)
+    return out, lse, selected
+
+
+def paged_decode(
+    name: Implementation | None, arrays: tuple[Array, ...], tuning: Any, *, token_mask: Array | None, **options: Any
+) -> tuple[Array, Array]:
+    """Run `paged_decode` of the named implementation, or of the best one; only XLA's takes a mask of tokens."""
+    q, key_pages, _, page_table, _ = arrays
+    if token_mask is not None:
+        if name not in (None, "xla"):
+            raise NotImplementedError(f"implementation {name!r} takes no token_mask. Use 'xla', or None to choose")
+        return _xla.paged_decode(*arrays, token_mask=token_mask, **options)
+    asked = {"window_len": options["window_len"], "sink_len": options["sink_len"]}
+    best = _choose(name, tuning, (q, key_pages, page_table), asked)
+
+    def run(module: ModuleType, *arrays: Array) -> tuple[Array, ...]:
+        return module.paged_decode(*arrays, tuning=tuning, **options)
+
+    out, lse = _run(best, name, run, arrays, pools=(1, 2), page_table=3)
+    return out, lse
+
+
+def _choose(
+    name: Implementation | None, tuning: Any, shapes: tuple[Array, Array, Array], asked: dict[str, Any]
+) -> Implementation:
+    """Return the implementation to run: the named one, or the fastest that runs here; "xla" runs everywhere.
+
+    Raises:
+        NotImplementedError: If the named implementation cannot run this.
+        ValueError: If there is a setting that no implementation was named for.
+    """
+    if tuning is not None and name in (None, "xla"):
+        raise ValueError(
+            f"tuning belongs to one Pallas implementation; got implementation={name!r}. Name it, or drop it"
+        )
+    if name is not None:
+        reason = _unsupported(name, shapes, asked)
+        if reason is not None:
+            raise NotImplementedError(reason)
+        return name
+    best = _fastest()
+    return best if _unsupported(best, shapes, asked) is None else "xla"
+
+
+def _unsupported(name: Implementation, shapes: tuple[Array, Array, Array], asked: dict[str, Any]) -> str | None:
+    if name == "xla":
+        return None
+    module = _load(name)
+    if module is None:
+        return f"implementation {name!r} does not exist in this version with jax {jax.__version__}. Use 'xla', or None"
+    platform = _platform()
+    if not is_interpreted() and platform != _PLATFORMS[name]:
+        return f"implementation {name!r} runs on {_PLATFORMS[name]}; got {platform}. Use 'xla', or None to choose"
+    return module.unsupported(*shapes, **asked)
+
+
+def _run(
+    best: Implementation,
+    name: Implementation | None,
+    run: Any,
+    arrays: tuple[Array, ...],
+    *,
+    pools: tuple[int, ...],
+    page_table: int,
+) -> tuple[Array, ...]:
+    if best == "xla":
+        return run(_xla, *arrays)
+    kernel = fold_into_batch(partial(run, _load(best)), pools=pools, page_table=page_table)
+    if name is not None:
+        return kernel(*arrays)
+    # A machine with an accelerator may still run this on its CPU: only the lowering knows.
+    return jax.lax.platform_dependent(*arrays, **{_PLATFORMS[best]: kernel}, default=partial(run, _xla))
+
+
+def _fastest() -> Implementation:
+    """Return the implementation made for this device."""
+    platform = _platform()
+    if _is_divided_by_xla():
+        return "xla"
+    if platform == "tpu":
+        return "mosaic_tpu"
+    if platform == "cuda":
+        return "mosaic_gpu" if _compute_capability() >= _FIRST_MOSAIC_GPU else "triton"
+    return "xla"
+
+
+def _is_divided_by_xla() -> bool:
+    """Return whether a mesh has axes that `shard_map` left to XLA, which cannot divide a kernel."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return set(mesh.manual_axes) != set(mesh.axis_names) and (mesh.size > 1 or bool(mesh.manual_axes))
+
+
+def _platform() -> str:
+    backend = _TARGET.value or jax.default_backend()
+    return "cuda" if backend == "gpu" else backend
+
+
+def _compute_capability() -> tuple[int, ...]:
+    if _TARGET.value is not None:
+        return _FIRST_MOSAIC_GPU
+    # AMD devices name an architecture ("gfx942"): no capability, so the oldest.
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", "0.0"))
+    return tuple(int(part) if part.isdigit() else 0 for part in capability.split("."))
+
+
+def _load(name: Implementation) -> ModuleType | None:
+    """Import the module of an implementation; None where it, or what it needs of JAX, does not exist."""
+    module = f"{__package__}._{name}"
+    if importlib.util.find_spec(module) is None:
+        return None
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None

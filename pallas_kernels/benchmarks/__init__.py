@@ -1,0 +1,1 @@
+"""Measure the kernels: `python -m pallas_kernels.benchmarks.decode`, `python -m pallas_kernels.benchmarks.tune`."""

@@ -1,0 +1,116 @@
+"""The Mosaic GPU implementation where no GPU is: interpreted step by step, lowered for CUDA, and its plan.
+
+The contract suite runs the same on a GPU: `python -m pytest tests/kernels --kernel-implementation mosaic_gpu`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import _mosaic_gpu
+from pallas_kernels._mosaic_gpu_work import Work, rows_of_groups
+from pallas_kernels._reference import reference_block_topk_decode
+from tests.kernels import contract
+from tests.kernels.cases import Layout, make_case
+
+needs_mosaic = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11")
+
+WORK = Work(
+    batch_size=64,
+    num_kv_heads=8,
+    group=4,
+    head_dim=128,
+    page_len=16,
+    max_pages=1024,
+    num_blocks=64,
+    num_sinks=0,
+    num_local=1,
+    num_splits=1,
+    num_stages=4,
+    num_ctas=132,
+)
+
+
+@needs_mosaic
+@pytest.mark.parametrize(
+    ("layout", "counts", "tuning"),
+    [
+        # Two KV heads share a tile of queries; every block takes several items, of two parts a row.
+        (Layout(16, 2, 4, 64, "bfloat16"), {"num_blocks": 3, "num_sink_blocks": 1}, {"num_splits": 2, "num_ctas": 3}),
+        (Layout(64, 8, 3, 64, "bfloat16"), {"num_blocks": 2, "num_local_blocks": 0}, {"num_stages": 2}),
+    ],
+)
+def test_interpreted_decodes_equal_the_oracle(layout, counts, tuning):
+    case = make_case([0, layout.page_len + 1, 5 * layout.page_len], layout, max_pages=5)
+    got = contract.run("block_topk_decode", "mosaic_gpu", case, **counts, tuning=_mosaic_gpu.Tuning(**tuning))
+    wanted = reference_block_topk_decode(*case.arguments("block_topk_decode"), **counts)
+    assert contract._as_lists(got.selected, case.max_pages) == wanted.read
+    contract.assert_close(got.out, wanted.out, contract.TOLERANCE["bfloat16"], "out")
+    contract.assert_close(got.lse, wanted.lse, contract.LSE_TOLERANCE["bfloat16"], "lse")
+
+
+@needs_mosaic
+@pytest.mark.parametrize(
+    ("num_kv_heads", "group", "head_dim", "page_len", "max_pages"),
+    [(8, 5, 128, 128, 64), (1, 8, 64, 16, 4096), (2, 1, 64, 32, 64), (4, 4, 128, 64, 200)],
+)
+def test_lowers_for_cuda(num_kv_heads, group, head_dim, page_len, max_pages):
+    """Mosaic decides on layouts, tilings and registers when it lowers, which needs no GPU."""
+
+    def shape(*sizes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    pages = shape(9, num_kv_heads, page_len, head_dim)
+    q, summaries = shape(3, num_kv_heads * group, head_dim), shape(9, num_kv_heads, head_dim)
+    table, lengths = shape(3, max_pages, dtype=jnp.int32), shape(3, dtype=jnp.int32)
+
+    def decode(q, pages, summaries, table, lengths):
+        probe = jnp.zeros((3, num_kv_heads, head_dim))
+        counts: Any = {"num_blocks": 8, "num_sink_blocks": 1, "num_local_blocks": 1}
+        return _mosaic_gpu.block_topk_decode(q, pages, pages, probe, summaries, table, lengths, scale=0.1, **counts)
+
+    lowered = jax.jit(decode).trace(q, pages, summaries, table, lengths).lower(lowering_platforms=("cuda",))
+    # Rows of less than a warpgroup's 128 lanes are scored by XLA.
+    num_kernels = 1 if num_kv_heads * head_dim < 128 else 2
+    assert lowered.as_text().count("stablehlo.custom_call @mosaic_gpu") == num_kernels
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"dtype": "float32"}, r"runs bfloat16 pages and q; got float32, float32"),
+        ({"head_dim": 96}, r"runs head_dim 64 or 128; got 96"),
+        ({"page_len": 4}, r"runs pages of 8, 16, 32, 64 or 128 tokens; got 4"),
+        ({"group": 16}, r"runs at most 8 query heads for each KV head; got 16"),
+    ],
+)
+def test_what_it_does_not_run_is_said_by_name(changed, what, monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
+    layout = Layout(16, 2, 4, 64, "bfloat16")
+    assert _mosaic_gpu.unsupported(*_arrays(layout)) is None
+    assert _mosaic_gpu.unsupported(*_arrays(layout), window_len=3) is not None
+    with pytest.raises(AssertionError, match=what):
+        assert _mosaic_gpu.unsupported(*_arrays(layout._replace(**changed))) is None
+
+
+def _arrays(layout: Layout) -> tuple[jax.Array, jax.Array, jax.Array]:
+    pages = jnp.zeros((1, layout.num_kv_heads, layout.page_len, layout.head_dim), layout.dtype)
+    q = jnp.zeros((1, layout.num_kv_heads * layout.group, layout.head_dim), layout.dtype)
+    return q, pages, jnp.zeros((1, 4), jnp.int32)
+
+
+def test_rows_are_cut_where_blocks_would_idle():
+    assert _mosaic_gpu._best_splits(WORK) == 1  # 512 rows for 132 blocks
+    few = WORK.replace(batch_size=1, num_blocks=1024)  # 8 rows
+    assert _mosaic_gpu._best_splits(few) >= 12
+    assert _mosaic_gpu._best_splits(WORK.replace(batch_size=1, num_blocks=4)) == 1  # one tile cannot be cut
+
+
+def test_log_sum_exps_come_from_the_rows_of_their_group():
+    """Two groups of 4 share 8 rows: the second KV head's log-sum-exps lie in rows 4 to 7."""
+    lse = jnp.broadcast_to(jnp.arange(64.0), (1, 1, 8, 64))
+    assert rows_of_groups(WORK.replace(batch_size=1), lse).tolist() == [[[*range(8)] * 4]]
+    padded = WORK.replace(batch_size=1, group=5)
+    assert rows_of_groups(padded, lse).tolist() == [[[*range(5)] * 8]]
