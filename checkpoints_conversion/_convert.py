@@ -20,6 +20,7 @@ from typing import Any, cast, final
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
+from kinetics_jax import __version__
 from kinetics_jax.models import MODEL_FILE, WEIGHTS_FOLDER, ModelFile, WeightDType, leaf_name, leaf_shardings
 from kinetics_jax.specs import ModelSpec
 
@@ -146,6 +147,7 @@ class _Plan:
         """What a journal must agree with for a conversion to go on."""
         stats = [(file, file.stat()) for file in sorted({tensor.file for tensor in self.tensors})]
         return {
+            "tool": __version__,
             "source": dict(self.source.origin),
             "files": [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats],
             "spec": self.spec.to_dict(),

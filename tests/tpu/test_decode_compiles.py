@@ -77,9 +77,9 @@ def largest_moved(compiled: jax.stages.Compiled) -> int:
 @pytest.mark.parametrize(
     ("name", "num_layers", "attention", "tpus"),
     [
-        ("Qwen3-32B", 64, BlockTopK(page_len=16, num_pages=64), V5P),
+        pytest.param("Qwen3-32B", 64, BlockTopK(page_len=16, num_pages=64), V5P, marks=pytest.mark.whole_model),
         ("Qwen3-32B", 2, Dense(), V5P),
-        ("Qwen3-32B", 64, Dense(), V6E),
+        pytest.param("Qwen3-32B", 64, Dense(), V6E, marks=pytest.mark.whole_model),
         ("Qwen3-32B", 2, BlockTopK(page_len=16, num_pages=64), V6E),
         ("Qwen3-30B-A3B", 2, BlockTopK(page_len=16, num_pages=64), V6E_BOTH_AXES),
     ],
