@@ -46,7 +46,7 @@ def gpu_params() -> Any:
 
     params = getattr(plgpu, "InterpretParams", None) or getattr(plgpu, "InterpretGPUParams", None)
     if params is None:
-        raise NotImplementedError(f"Mosaic GPU kernels are interpreted from JAX 0.12 on; got {jax.__version__}")
+        raise NotImplementedError(f"Mosaic GPU kernels are interpreted from JAX 0.11 on; got {jax.__version__}")
     return params(detect_races=True)
 
 

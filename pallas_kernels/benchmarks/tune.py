@@ -8,7 +8,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,7 @@ def best(operation: str, shape: Shape) -> tuple[str, dict[str, int], float, floa
     formula = seconds(Tuning())
     found = min(((seconds(tuning), tuning) for tuning in candidates()), key=lambda pair: pair[0])
     key = key_of(operation, q, pools[0], table, num_blocks)
-    default = asdict(replace(Tuning()))
+    default = asdict(Tuning())
     settings = {name: value for name, value in asdict(found[1]).items() if value != default[name]}
     return key, settings, formula, found[0]
 

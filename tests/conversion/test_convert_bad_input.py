@@ -25,7 +25,6 @@ from checkpoints_conversion import (
 from kinetics_jax.models import load_model
 from tests.conversion.families import (
     EMBEDDING,
-    FAMILIES,
     HEAD,
     INDEX,
     QWEN3,
@@ -388,23 +387,3 @@ def test_changed_weights_are_not_exported(converted: Path):
     with pytest.raises(ValueError, match=rf"no longer holds the bytes of tensor {name}, by the SHA-256"):
         export_checkpoint(converted, converted.with_name("back"))
     assert sorted(file.name for file in converted.parent.iterdir()) == ["mine", "source"]
-
-
-def test_every_family_is_in_the_documented_table():
-    """The name map of docs/checkpoints.md is that of the rules."""
-    import checkpoints_conversion._rules as rules
-
-    page = (Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-    tables = [table for name, table in vars(rules).items() if name.endswith("_TABLE")]
-    assert len(tables) >= 7
-    for hf_name, leaf, shape in (row for table in tables for row in table):
-        assert f"| `{hf_name}` | `{leaf}` | {shape.replace('|', '→')} |" in page, (hf_name, leaf, shape)
-
-
-def test_families_cover_what_the_rules_distinguish():
-    assert {(spec.tied_embeddings, spec.qk_norm, spec.qkv_bias, spec.num_experts > 0) for spec in FAMILIES.values()} > {
-        (True, True, False, False),
-        (True, False, True, False),
-        (False, False, False, False),
-        (False, True, False, True),
-    }
