@@ -1,24 +1,23 @@
-"""The public decodes: validate, pick an implementation, run it. Called by `kinetics_jax.attention`.
+"""The public decodes that select pages: validate, pick an implementation, run it. Called by `kinetics_jax.attention`.
 
-Quantised pages are left out.
+The dense one is in `_dense`.
 """
 
-import math
 from typing import Literal, overload
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from . import _dispatch, _validate
-from ._results import BlockTopKResult, DecodeResult
+from ._results import BlockTopKResult
 from ._validate import Implementation
 
 
 @overload
 def block_topk_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     key_means: Float[Array, "R K H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
@@ -26,6 +25,8 @@ def block_topk_decode(
     num_blocks: int,
     num_sink_blocks: int = 0,
     num_local_blocks: int = 1,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
     tuning: object | None = None,
@@ -36,8 +37,8 @@ def block_topk_decode(
 @overload
 def block_topk_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     key_means: Float[Array, "R K H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
@@ -45,6 +46,8 @@ def block_topk_decode(
     num_blocks: int,
     num_sink_blocks: int = 0,
     num_local_blocks: int = 1,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
     tuning: object | None = None,
@@ -54,8 +57,8 @@ def block_topk_decode(
 
 def block_topk_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     key_means: Float[Array, "R K H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
@@ -63,6 +66,8 @@ def block_topk_decode(
     num_blocks: int,
     num_sink_blocks: int = 0,
     num_local_blocks: int = 1,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
     tuning: object | None = None,
@@ -83,6 +88,8 @@ def block_topk_decode(
         num_blocks: Pages read per sequence and KV head, sinks and newest included.
         num_sink_blocks: First pages always read.
         num_local_blocks: Newest pages always read.
+        key_scales: Factor of each key vector, for pages of int8 or float8_e4m3fn (`quantise_pages`); None for others.
+        value_scales: Factor of each value vector; likewise.
         scale: Logit scale; None is 1/sqrt(H). It does not enter the selection.
         implementation: None picks what works here; a name never falls back silently.
         tuning: Settings of the named implementation; None takes its own choice.
@@ -110,22 +117,24 @@ def block_topk_decode(
     References:
         PAPER.md section 4; DESIGN.md "attention / cache".
     """
-    _check_decode(q, key_pages, value_pages, page_table, lengths, scale, implementation)
+    scales = _validate.check_decode(
+        q, key_pages, value_pages, page_table, lengths, key_scales, value_scales, scale, implementation
+    )
     _validate.check_key_means(key_means, key_pages)
     _validate.check_blocks(num_blocks, num_sink_blocks, num_local_blocks)
     # The mean over the group of q.mean is (mean q).mean; 1/sqrt(H) > 0 changes no order.
     probe = jnp.mean(_grouped(q, key_pages), axis=2)
     counts = {"num_blocks": num_blocks, "num_sink_blocks": num_sink_blocks, "num_local_blocks": num_local_blocks}
     arrays = (q, key_pages, value_pages, probe, key_means, page_table, lengths)
-    result = _decode_selected(arrays, counts, scale, implementation, tuning)
+    result = _decode_selected(arrays, scales, counts, scale, implementation, tuning)
     return result if return_residuals else result.out
 
 
 @overload
 def quest_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     key_bounds: Float[Array, "R K 2 H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
@@ -133,6 +142,8 @@ def quest_decode(
     num_blocks: int,
     num_sink_blocks: int = 0,
     num_local_blocks: int = 1,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
     tuning: object | None = None,
@@ -143,8 +154,8 @@ def quest_decode(
 @overload
 def quest_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     key_bounds: Float[Array, "R K 2 H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
@@ -152,6 +163,8 @@ def quest_decode(
     num_blocks: int,
     num_sink_blocks: int = 0,
     num_local_blocks: int = 1,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
     tuning: object | None = None,
@@ -161,8 +174,8 @@ def quest_decode(
 
 def quest_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     key_bounds: Float[Array, "R K 2 H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
@@ -170,6 +183,8 @@ def quest_decode(
     num_blocks: int,
     num_sink_blocks: int = 0,
     num_local_blocks: int = 1,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
     tuning: object | None = None,
@@ -189,6 +204,8 @@ def quest_decode(
         num_blocks: Pages read per sequence and KV head, sinks and newest included.
         num_sink_blocks: First pages always read.
         num_local_blocks: Newest pages always read.
+        key_scales: Factor of each key vector, for pages of int8 or float8_e4m3fn (`quantise_pages`); None for others.
+        value_scales: Factor of each value vector; likewise.
         scale: Logit scale; None is 1/sqrt(H). It does not enter the selection.
         implementation: None picks what works here; a name never falls back silently.
         tuning: Settings of the named implementation; None takes its own choice.
@@ -217,7 +234,9 @@ def quest_decode(
         Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference (arXiv 2406.10774). There each query head
         selects for itself; here the heads of a group share one selection, by their mean bound.
     """
-    _check_decode(q, key_pages, value_pages, page_table, lengths, scale, implementation)
+    scales = _validate.check_decode(
+        q, key_pages, value_pages, page_table, lengths, key_scales, value_scales, scale, implementation
+    )
     _validate.check_key_bounds(key_bounds, key_pages)
     _validate.check_blocks(num_blocks, num_sink_blocks, num_local_blocks)
     # max(q low, q high) = min(q, 0) low + max(q, 0) high, so the mean over the group folds into the query.
@@ -226,106 +245,13 @@ def quest_decode(
     counts = {"num_blocks": num_blocks, "num_sink_blocks": num_sink_blocks, "num_local_blocks": num_local_blocks}
     summaries = key_bounds.reshape(*key_bounds.shape[:2], -1)
     arrays = (q, key_pages, value_pages, probe, summaries, page_table, lengths)
-    result = _decode_selected(arrays, counts, scale, implementation, tuning)
+    result = _decode_selected(arrays, scales, counts, scale, implementation, tuning)
     return result if return_residuals else result.out
-
-
-@overload
-def paged_decode(
-    q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
-    page_table: Int[Array, "B M"],
-    lengths: Int[Array, " B"],
-    *,
-    window_len: int | None = None,
-    sink_len: int = 0,
-    token_mask: Bool[Array, "B K S"] | None = None,
-    scale: float | None = None,
-    implementation: Implementation | None = None,
-    tuning: object | None = None,
-    return_residuals: Literal[False] = False,
-) -> Float[Array, "B N H"]: ...
-
-
-@overload
-def paged_decode(
-    q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
-    page_table: Int[Array, "B M"],
-    lengths: Int[Array, " B"],
-    *,
-    window_len: int | None = None,
-    sink_len: int = 0,
-    token_mask: Bool[Array, "B K S"] | None = None,
-    scale: float | None = None,
-    implementation: Implementation | None = None,
-    tuning: object | None = None,
-    return_residuals: Literal[True],
-) -> DecodeResult: ...
-
-
-def paged_decode(
-    q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
-    page_table: Int[Array, "B M"],
-    lengths: Int[Array, " B"],
-    *,
-    window_len: int | None = None,
-    sink_len: int = 0,
-    token_mask: Bool[Array, "B K S"] | None = None,
-    scale: float | None = None,
-    implementation: Implementation | None = None,
-    tuning: object | None = None,
-    return_residuals: bool = False,
-) -> Float[Array, "B N H"] | DecodeResult:
-    """Attend to the whole context: out = softmax(q k^T scale) v, optionally within a window or a mask.
-
-    Args:
-        q: Queries of the newest token.
-        key_pages: Pool of key pages; slots past a sequence's length may hold anything, NaN included.
-        value_pages: Pool of value pages.
-        page_table: Page ids of each sequence in order; entries past its last page may hold anything.
-        lengths: Tokens held [tokens], the newest included. Length 0 gives zeros.
-        window_len: Read only the newest tokens [tokens]; only their pages, and those of the sinks, are touched.
-        sink_len: First tokens that are read on top of the window [tokens].
-        token_mask: Read only these positions, S = M * P.
-        scale: Logit scale; None is 1/sqrt(H).
-        implementation: None picks what works here; a name never falls back silently.
-        tuning: Settings of the named implementation; None takes its own choice.
-        return_residuals: Also return the log-sum-exp of the logits.
-
-    Returns:
-        Output [B, N, H] in the dtype of q; on request with the log-sum-exp [B, N] of the logits read.
-
-    Raises:
-        ValueError: If a shape does not fit, both a window and a mask are given, or sinks without a window.
-        NotImplementedError: If the named implementation cannot run this here.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> pages = jnp.ones((2, 1, 4, 8))
-        >>> paged_decode(jnp.ones((1, 2, 8)), pages, pages, jnp.array([[1, 0]]), jnp.array([5])).shape
-        (1, 2, 8)
-    """
-    _check_decode(q, key_pages, value_pages, page_table, lengths, scale, implementation)
-    _validate.check_window(window_len, sink_len, token_mask, key_pages, page_table)
-    out, lse = _dispatch.paged_decode(
-        implementation,
-        (q, key_pages, value_pages, page_table, lengths),
-        tuning,
-        token_mask=token_mask,
-        scale=_logit_scale(q, scale),
-        window_len=window_len,
-        sink_len=sink_len,
-    )
-    return DecodeResult(out, lse) if return_residuals else out
 
 
 def _decode_selected(
     arrays: tuple[Array, ...],
+    scales: tuple[Array, ...],
     counts: dict[str, int],
     scale: float | None,
     implementation: Implementation | None,
@@ -335,44 +261,17 @@ def _decode_selected(
     q, key_pages, value_pages, _, _, page_table, lengths = arrays
     max_pages, page_len = page_table.shape[1], key_pages.shape[2]
     if counts["num_blocks"] < max_pages:
-        return BlockTopKResult(
-            *_dispatch.block_topk_decode(implementation, arrays, tuning, scale=_logit_scale(q, scale), **counts)
-        )
-    dense = paged_decode(
-        q,
-        key_pages,
-        value_pages,
-        page_table,
-        lengths,
-        scale=scale,
-        implementation=implementation,
-        return_residuals=True,
+        found = _dispatch.block_topk_decode(implementation, arrays, scales, tuning, scale=scale, **counts)
+        return BlockTopKResult(*found)
+    out, lse = _dispatch.paged_decode(
+        implementation, (q, key_pages, value_pages, page_table, lengths), scales, None, scale=scale
     )
     pages = jnp.arange(max_pages, dtype=jnp.int32)[None, :]
     held = (lengths + page_len - 1) // page_len
     selected = jnp.where(pages < held[:, None], pages, max_pages)[:, None, :]
-    selected = jnp.broadcast_to(selected, (q.shape[0], key_pages.shape[1], max_pages))
-    return BlockTopKResult(dense.out, dense.lse, selected)
+    return BlockTopKResult(out, lse, jnp.broadcast_to(selected, (q.shape[0], key_pages.shape[1], max_pages)))
 
 
-def _check_decode(
-    q: Array,
-    key_pages: Array,
-    value_pages: Array,
-    page_table: Array,
-    lengths: Array,
-    scale: float | None,
-    implementation: str | None,
-) -> None:
-    _validate.check_implementation(implementation)
-    _validate.check_pages(key_pages, value_pages, page_table, lengths)
-    _validate.check_query(q, key_pages, page_table, scale)
-
-
-def _grouped(q: Float[Array, "B N H"], key_pages: Float[Array, "R K P H"]) -> Float[Array, "B K G H"]:
+def _grouped(q: Float[Array, "B N H"], key_pages: Real[Array, "R K P H"]) -> Float[Array, "B K G H"]:
     """Return the queries of each KV head in float32."""
     return q.astype(jnp.float32).reshape(q.shape[0], key_pages.shape[1], -1, q.shape[2])
-
-
-def _logit_scale(q: Array, scale: float | None) -> float:
-    return 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale

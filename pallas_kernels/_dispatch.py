@@ -10,12 +10,14 @@ no `unsupported`); a module is imported when it is first wanted. `tuning` is a f
     unsupported(q, key_pages, page_table, *, summaries=None, num_blocks=None, window_len=None, sink_len=0)
                       -> why it cannot run that, one sentence with the way out; None where it can
 
+Modules that do not refuse quantised pages also take `key_scales`, `value_scales` [R, K, P], as keywords, with them.
 `summaries` and `num_blocks` are given for `block_topk_decode`, the window for `paged_decode`. `num_blocks` < M always:
 a budget that covers the table is the dense decode.
 """
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -45,37 +47,64 @@ def targeting(platform: str) -> Iterator[None]:
 
 
 def block_topk_decode(
-    name: Implementation | None, arrays: tuple[Array, ...], tuning: Any, **options: Any
+    name: Implementation | None,
+    arrays: tuple[Array, ...],
+    scales: tuple[Array, ...],
+    tuning: Any,
+    *,
+    scale: float | None,
+    **counts: int,
 ) -> tuple[Array, Array, Array]:
     """Run `block_topk_decode` of the named implementation, or of the best one; arrays in the order of the module."""
     q, key_pages, _, _, summaries, page_table, _ = arrays
-    asked = {"summaries": summaries, "num_blocks": options["num_blocks"]}
+    asked = {"summaries": summaries, "num_blocks": counts["num_blocks"]}
     best = _choose(name, tuning, (q, key_pages, page_table), asked)
+    options = {"scale": _logit_scale(q, scale), "tuning": tuning, **counts}
 
     def run(module: ModuleType, *arrays: Array) -> tuple[Array, ...]:
-        return module.block_topk_decode(*arrays, tuning=tuning, **options)
+        return module.block_topk_decode(*arrays[:7], **_by_name(arrays[7:]), **options)
 
-    out, lse, selected = _run(best, name, run, arrays, pools=(1, 2, 4), page_table=5)
+    out, lse, selected = _run(
+        best, name, run, (*arrays, *scales), pools=(1, 2, 4, *range(7, 7 + len(scales))), page_table=5
+    )
     return out, lse, selected
 
 
 def paged_decode(
-    name: Implementation | None, arrays: tuple[Array, ...], tuning: Any, *, token_mask: Array | None, **options: Any
+    name: Implementation | None,
+    arrays: tuple[Array, ...],
+    scales: tuple[Array, ...],
+    tuning: Any,
+    *,
+    scale: float | None,
+    window_len: int | None = None,
+    sink_len: int = 0,
+    token_mask: Array | None = None,
 ) -> tuple[Array, Array]:
     """Run `paged_decode` of the named implementation, or of the best one; only XLA's takes a mask of tokens."""
     q, key_pages, _, page_table, _ = arrays
+    asked = {"window_len": window_len, "sink_len": sink_len}
+    options = {"scale": _logit_scale(q, scale), **asked}
     if token_mask is not None:
         if name not in (None, "xla"):
             raise NotImplementedError(f"implementation {name!r} takes no token_mask. Use 'xla', or None to choose")
-        return _xla.paged_decode(*arrays, token_mask=token_mask, **options)
-    asked = {"window_len": options["window_len"], "sink_len": options["sink_len"]}
+        return _xla.paged_decode(*arrays, **_by_name(scales), token_mask=token_mask, **options)
     best = _choose(name, tuning, (q, key_pages, page_table), asked)
 
     def run(module: ModuleType, *arrays: Array) -> tuple[Array, ...]:
-        return module.paged_decode(*arrays, tuning=tuning, **options)
+        return module.paged_decode(*arrays[:5], **_by_name(arrays[5:]), tuning=tuning, **options)
 
-    out, lse = _run(best, name, run, arrays, pools=(1, 2), page_table=3)
+    out, lse = _run(best, name, run, (*arrays, *scales), pools=(1, 2, *range(5, 5 + len(scales))), page_table=3)
     return out, lse
+
+
+def _by_name(scales: tuple[Array, ...]) -> dict[str, Array]:
+    """Return the scales as keywords; none for pages that are not quantised."""
+    return dict(zip(("key_scales", "value_scales"), scales, strict=False))
+
+
+def _logit_scale(q: Array, scale: float | None) -> float:
+    return 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
 
 
 def _choose(
@@ -96,8 +125,8 @@ def _choose(
         if reason is not None:
             raise NotImplementedError(reason)
         return name
-    best = _fastest()
-    return best if _unsupported(best, shapes, asked) is None else "xla"
+    order: tuple[Implementation, ...] = (*_by_speed(), "xla")
+    return next(best for best in order if _unsupported(best, shapes, asked) is None)
 
 
 def _unsupported(name: Implementation, shapes: tuple[Array, Array, Array], asked: dict[str, Any]) -> str | None:
@@ -130,16 +159,16 @@ def _run(
     return jax.lax.platform_dependent(*arrays, **{_PLATFORMS[best]: kernel}, default=partial(run, _xla))
 
 
-def _fastest() -> Implementation:
-    """Return the implementation made for this device."""
+def _by_speed() -> tuple[Implementation, ...]:
+    """Return the implementations made for this device, the fastest first."""
     platform = _platform()
     if _is_divided_by_xla():
-        return "xla"
+        return ()
     if platform == "tpu":
-        return "mosaic_tpu"
+        return ("mosaic_tpu",)
     if platform == "cuda":
-        return "mosaic_gpu" if _compute_capability() >= _FIRST_MOSAIC_GPU else "triton"
-    return "xla"
+        return ("mosaic_gpu", "triton") if _compute_capability() >= _FIRST_MOSAIC_GPU else ("triton",)
+    return ()
 
 
 def _is_divided_by_xla() -> bool:

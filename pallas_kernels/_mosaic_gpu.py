@@ -14,7 +14,7 @@ runs), windows and masks of tokens, quantised pages.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from . import _xla
 from ._merge import merge_partials
@@ -33,7 +33,7 @@ _DEFAULT_SMS = 132  # H100 and H200
 
 def unsupported(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     *,
     summaries: Float[Array, "R K C"] | None = None,

@@ -1,6 +1,6 @@
 """Attend to selected pages, or to all, on Hopper: thread blocks that stay, each with three warpgroups.
 
-    selector   words[buf] <- which pages of the next item;  table[buf] <- its page ids          two items ahead at most
+    selector   words <- which pages of the next items;  table <- their page ids                 2 to 4 items ahead
     producer   words, table -> one bulk copy a page into the ring of K and V tiles              `num_stages` tiles ahead
     consumer   logits = q K^T, online softmax, out = p V on the tensor cores                    one tile
 
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from . import _interpret
 from ._mosaic_gpu_select import select_pages
-from ._mosaic_gpu_work import GROUP_ROWS, NUM_BUFFERS, ROWS, Item, Work, query_tiles, rows_of_groups
+from ._mosaic_gpu_work import GROUP_ROWS, ROWS, Item, Queue, Work, query_tiles, rows_of_groups
 from ._plgpu import plgpu
 
 _LOG2_E = math.log2(math.e)
@@ -39,11 +39,13 @@ class _Shared(NamedTuple):
     weights: Any
     out: Any
     lse: Any
+    scores: Any
     words: Any
     tied: Any
     num_tied: Any
     table: Any
     q_here: Any
+    scores_here: Any
     keys_here: Any
     values_here: Any
     tile_free: Any
@@ -76,23 +78,19 @@ def attend(
     def kernel(*refs):
         (q_ref, k_ref, v_ref, table_ref, lengths_ref, *scores_ref), refs = refs[: len(inputs)], refs[len(inputs) :]
         outs, shared = refs[:3], _Shared(*refs[3:])
-        block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
-        num_items = (work.num_items - block + work.num_ctas - 1) // work.num_ctas
-
-        def item(i):
-            return work.item(lengths_ref, block + i * work.num_ctas)
+        queue, warpgroup = Queue(work, lengths_ref, lax.axis_index("block")), lax.axis_index("warpgroup")
 
         @pl.when(warpgroup == 0)
         def _():
-            _consume(work, shared, item, num_items, q_ref, outs, scale * _LOG2_E, bool(scores_ref))
+            _consume(work, shared, queue, q_ref, outs, scale * _LOG2_E, bool(scores_ref))
 
         @pl.when(warpgroup == 1)
         def _():
-            _produce(work, shared, item, num_items, k_ref, v_ref, num_pages, bool(scores_ref))
+            _produce(work, shared, queue, k_ref, v_ref, num_pages, bool(scores_ref))
 
         @pl.when(warpgroup == 2)
         def _():
-            _select(work, shared, item, num_items, table_ref, scores_ref[0] if scores_ref else None, outs[2])
+            _select(work, shared, queue, table_ref, scores_ref[0] if scores_ref else None, outs[2])
 
     shape = (work.num_splits, batch_size, num_kv_heads)
     out, lse, words = plgpu.kernel(
@@ -115,7 +113,7 @@ def attend(
 
 
 def _scratch(work: Work, dtype: Any, out_dtype: Any) -> _Shared:
-    tiles, words = (work.num_stages, work.tile_len, work.head_dim), (work.num_words,)
+    tiles, masks = (work.num_stages, work.tile_len, work.head_dim), (work.num_together, work.num_words)
     return _Shared(
         q=plgpu.SMEM((ROWS, work.head_dim), dtype, transforms=_SWIZZLED),
         keys=plgpu.SMEM(tiles, dtype, transforms=_SWIZZLED),
@@ -123,103 +121,136 @@ def _scratch(work: Work, dtype: Any, out_dtype: Any) -> _Shared:
         weights=plgpu.SMEM((ROWS, work.tile_len), dtype, transforms=_SWIZZLED),
         out=plgpu.SMEM((ROWS, work.head_dim), out_dtype),
         lse=plgpu.SMEM((ROWS,), jnp.float32),
-        words=plgpu.SMEM((NUM_BUFFERS, *words), jnp.int32),
-        tied=plgpu.SMEM(words, jnp.int32),
-        num_tied=plgpu.SMEM(words, jnp.int32),
-        table=plgpu.SMEM((NUM_BUFFERS, *words, 32), jnp.int32),
+        scores=plgpu.SMEM((*masks, 32), jnp.float32),
+        words=plgpu.SMEM((work.num_masks, *masks), jnp.int32),
+        tied=plgpu.SMEM(masks, jnp.int32),
+        num_tied=plgpu.SMEM(masks, jnp.int32),
+        table=plgpu.SMEM((work.num_tables, work.num_words, 32), jnp.int32),
         q_here=plgpu.Barrier(),
+        scores_here=plgpu.Barrier(num_arrivals=work.num_together),
         keys_here=plgpu.Barrier(num_arrivals=work.pages_per_tile, num_barriers=work.num_stages),
         values_here=plgpu.Barrier(num_arrivals=work.pages_per_tile, num_barriers=work.num_stages),
         tile_free=plgpu.Barrier(num_barriers=work.num_stages),
-        table_here=plgpu.Barrier(),
-        selected=plgpu.Barrier(num_barriers=NUM_BUFFERS),
-        item_done=plgpu.Barrier(num_arrivals=2, num_barriers=NUM_BUFFERS),  # producer and consumer
+        table_here=plgpu.Barrier(num_barriers=work.num_tables),
+        selected=plgpu.Barrier(num_barriers=work.num_tables),
+        item_done=plgpu.Barrier(num_arrivals=2, num_barriers=work.num_tables),  # producer and consumer
     )
 
 
-def _select(work: Work, shared: _Shared, item: Any, num_items: Any, table_ref: Any, scores_ref: Any, words_ref: Any):
-    def body(i, _):
-        buffer, now = i % NUM_BUFFERS, item(i)
+def _mask(work: Work, shared: _Shared, i: Any) -> Any:
+    """Return the reference to the mask of item i."""
+    return shared.words.at[i // work.num_together % work.num_masks, i % work.num_together]
 
-        @pl.when(i >= NUM_BUFFERS)
-        def _():
-            plgpu.barrier_wait(shared.item_done.at[buffer])
-            plgpu.commit_smem()  # what others read here comes before what the copy writes
 
-        plgpu.copy_gmem_to_smem(table_ref.at[now.b], shared.table.at[buffer], shared.table_here)
+def _select(work: Work, shared: _Shared, queue: Queue, table_ref: Any, scores_ref: Any, words_ref: Any):
+    @pl.loop(0, jnp.minimum(work.num_tables, queue.num_items))
+    def _(i):
+        _load_table(shared, queue, i, i, table_ref)
+
+    @pl.loop(0, (queue.num_items + work.num_together - 1) // work.num_together)
+    def _(group):
+        first = group * work.num_together
         if scores_ref is not None:
-            select_pages(
-                scores_ref.at[now.b, now.k],
-                shared.words.at[buffer],
-                shared.tied,
-                shared.num_tied,
-                held=now.held,
-                num_blocks=work.num_blocks,
-                num_sinks=work.num_sinks,
-                num_local=work.num_local,
-            )
-        plgpu.commit_smem()
-        plgpu.barrier_wait(shared.table_here)
-        plgpu.barrier_arrive(shared.selected.at[buffer])
-        if scores_ref is not None:
+            _select_together(work, shared, queue, scores_ref, group)
 
-            @pl.when(now.split == 0)
-            def _():
-                plgpu.copy_smem_to_gmem(shared.words.at[buffer], words_ref.at[now.b, now.k])
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-
-        return ()
-
-    lax.fori_loop(0, num_items, body, ())
+        @pl.loop(first, jnp.minimum(first + work.num_together, queue.num_items))
+        def _(i):
+            _publish(work, shared, queue, i, table_ref, None if scores_ref is None else words_ref)
 
     # Every completion of a barrier is awaited before the block ends.
-    @pl.loop(jnp.maximum(num_items - NUM_BUFFERS, 0), num_items)
+    @pl.loop(jnp.maximum(queue.num_items - work.num_tables, 0), queue.num_items)
     def _(i):
-        plgpu.barrier_wait(shared.item_done.at[i % NUM_BUFFERS])
+        plgpu.barrier_wait(shared.item_done.at[i % work.num_tables])
 
     plgpu.wait_smem_to_gmem(0)
 
 
-def _produce(
-    work: Work, shared: _Shared, item: Any, num_items: Any, k_ref: Any, v_ref: Any, num_pages: int, masked: bool
-):
+def _select_together(work: Work, shared: _Shared, queue: Queue, scores_ref: Any, group: Any) -> None:
+    """Select the pages of the next items, as many as are selected at once; the last ones may repeat."""
+    first = group * work.num_together
+    items = [jnp.minimum(first + g, queue.num_items - 1) for g in range(work.num_together)]
+    for g, i in enumerate(items):
+        _, b, k = queue.place(i)
+        plgpu.copy_gmem_to_smem(scores_ref.at[b, k], shared.scores.at[g], shared.scores_here)
+    held = [queue.item(i).held for i in items]
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # masks that were written out from here
+    plgpu.barrier_wait(shared.scores_here)
+    select_pages(
+        shared.scores,
+        shared.words.at[group % work.num_masks],
+        shared.tied,
+        shared.num_tied,
+        held=held,
+        num_blocks=work.num_blocks,
+        num_sinks=work.num_sinks,
+        num_local=work.num_local,
+    )
+    plgpu.commit_smem()
+
+
+def _publish(work: Work, shared: _Shared, queue: Queue, i: Any, table_ref: Any, words_ref: Any) -> None:
+    """Say that item i may be read once its page ids are here, and write its mask out."""
+    slot = i % work.num_tables
+
+    @pl.when(i >= work.num_tables)
+    def _():
+        plgpu.barrier_wait(shared.item_done.at[slot])
+        plgpu.commit_smem()  # what others read here comes before what the copy writes
+        _load_table(shared, queue, i, slot, table_ref)
+
+    plgpu.barrier_wait(shared.table_here.at[slot])
+    plgpu.barrier_arrive(shared.selected.at[slot])
+    if words_ref is not None:
+        split, b, k = queue.place(i)
+
+        @pl.when(split == 0)
+        def _():
+            plgpu.copy_smem_to_gmem(_mask(work, shared, i), words_ref.at[b, k])
+
+
+def _load_table(shared: _Shared, queue: Queue, i: Any, slot: Any, table_ref: Any) -> None:
+    _, b, _ = queue.place(i)
+    plgpu.copy_gmem_to_smem(table_ref.at[b], shared.table.at[slot], shared.table_here.at[slot])
+
+
+def _produce(work: Work, shared: _Shared, queue: Queue, k_ref: Any, v_ref: Any, num_pages: int, masked: bool):
     def body(i, start):
-        buffer, now = i % NUM_BUFFERS, item(i)
-        plgpu.barrier_wait(shared.selected.at[buffer])
+        slot, now = i % work.num_tables, queue.item(i)
+        plgpu.barrier_wait(shared.selected.at[slot])
 
         def copy(n, page_id):
             tile, part = start + n // work.pages_per_tile, n % work.pages_per_tile
-            slot = tile % work.num_stages
+            stage = tile % work.num_stages
 
             @pl.when((part == 0) & (tile >= work.num_stages))
             def _():
-                plgpu.barrier_wait(shared.tile_free.at[slot])
+                plgpu.barrier_wait(shared.tile_free.at[stage])
 
             for pool, ring, here in (
                 (k_ref, shared.keys, shared.keys_here),
                 (v_ref, shared.values, shared.values_here),
             ):
-                target = ring.at[slot, pl.ds(part * work.page_len, work.page_len)]
-                plgpu.copy_gmem_to_smem(pool.at[page_id, now.k], target, here.at[slot])
+                target = ring.at[stage, pl.ds(part * work.page_len, work.page_len)]
+                plgpu.copy_gmem_to_smem(pool.at[page_id, now.k], target, here.at[stage])
 
         if masked:
-            _for_each_page(shared, buffer, now, copy)
+            _for_each_page(_mask(work, shared, i), shared.table.at[slot], now, copy)
         else:
-            pl.loop(now.first, now.last)(lambda m: copy(m - now.first, shared.table[buffer, m // 32, m % 32]))
+            pl.loop(now.first, now.last)(lambda m: copy(m - now.first, shared.table[slot, m // 32, m % 32]))
         # The last tile is filled up from beyond the pool: zeros that cost no traffic.
         whole = now.num_tiles * work.pages_per_tile
         pl.loop(now.last - now.first, whole)(lambda n: copy(n, jnp.int32(num_pages)))
-        plgpu.barrier_arrive(shared.item_done.at[buffer])
+        plgpu.barrier_arrive(shared.item_done.at[slot])
         return start + now.num_tiles
 
-    num_tiles = lax.fori_loop(0, num_items, body, jnp.int32(0))
+    num_tiles = lax.fori_loop(0, queue.num_items, body, jnp.int32(0))
 
     @pl.loop(jnp.maximum(num_tiles - work.num_stages, 0), num_tiles)
     def _(tile):
         plgpu.barrier_wait(shared.tile_free.at[tile % work.num_stages])
 
 
-def _for_each_page(shared: _Shared, buffer: Any, now: Item, copy: Any) -> None:
+def _for_each_page(words: Any, table: Any, now: Item, copy: Any) -> None:
     """Call copy(n, page id) for the chosen pages of this part, in order."""
 
     def word(w, n):
@@ -228,31 +259,29 @@ def _for_each_page(shared: _Shared, buffer: Any, now: Item, copy: Any) -> None:
 
             @pl.when((n >= now.first) & (n < now.last))
             def _():
-                copy(n - now.first, shared.table[buffer, w, 31 - lax.clz(bits & -bits)])
+                copy(n - now.first, table[w, 31 - lax.clz(bits & -bits)])
 
             return bits & (bits - 1), n + 1
 
-        return lax.while_loop(lambda state: state[0] != 0, page, (shared.words[buffer, w], n))[1]
+        return lax.while_loop(lambda state: state[0] != 0, page, (words[w], n))[1]
 
-    lax.fori_loop(0, shared.words.shape[1], word, jnp.int32(0))
+    lax.fori_loop(0, words.shape[0], word, jnp.int32(0))
 
 
-def _consume(
-    work: Work, shared: _Shared, item: Any, num_items: Any, q_ref: Any, outs: Any, factor: float, masked: bool
-):
+def _consume(work: Work, shared: _Shared, queue: Queue, q_ref: Any, outs: Any, factor: float, masked: bool):
     out_ref, lse_ref, _ = outs
 
     def body(i, start):
-        buffer, now = i % NUM_BUFFERS, item(i)
+        slot, now = i % work.num_tables, queue.item(i)
         tile = now.k // work.heads_per_tile
         plgpu.copy_gmem_to_smem(q_ref.at[now.b, tile], shared.q.at[pl.ds(0, GROUP_ROWS)], shared.q_here)
-        plgpu.barrier_wait(shared.selected.at[buffer])
+        plgpu.barrier_wait(shared.selected.at[slot])
         num_missing = now.held * work.page_len - now.length  # slots of the newest page that hold nothing
         if masked:
             newest = jnp.maximum(now.held - 1, 0)
-            is_read = jnp.right_shift(shared.words[buffer, newest // 32], newest % 32) & 1
+            is_read = jnp.right_shift(_mask(work, shared, i)[newest // 32], newest % 32) & 1
             num_missing = jnp.where(is_read == 1, num_missing, 0)
-        plgpu.barrier_arrive(shared.item_done.at[buffer])
+        plgpu.barrier_arrive(shared.item_done.at[slot])
         end = jnp.minimum(now.num_chosen * work.page_len - num_missing, now.last * work.page_len)
         num_valid = end - now.first * work.page_len
         plgpu.barrier_wait(shared.q_here)
@@ -278,7 +307,7 @@ def _consume(
         plgpu.copy_smem_to_gmem(shared.lse, lse_ref.at[now.split, now.b, now.k])
         return start + now.num_tiles
 
-    lax.fori_loop(0, num_items, body, jnp.int32(0))
+    lax.fori_loop(0, queue.num_items, body, jnp.int32(0))
     plgpu.wait_smem_to_gmem(0)
 
 

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._mosaic_gpu_select import MAX_WORDS
+
 ROWS = 64
 """Rows of the left operand of a product on the tensor cores."""
 GROUP_ROWS = 8
 """Rows of q that are copied: a tile of shared memory."""
-NUM_BUFFERS = 2
-"""Items that are selected ahead."""
+MAX_SELECTED_TOGETHER = 4
+"""Items whose pages are selected at once: a warp each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,21 @@ class Work:
         return 4 * -(-self.max_pages // 128)
 
     @property
+    def num_together(self) -> int:
+        """Items whose pages are selected at once."""
+        return MAX_SELECTED_TOGETHER if self.num_words <= MAX_WORDS else 1
+
+    @property
+    def num_tables(self) -> int:
+        """Items whose page ids lie in shared memory: those that are read, and as many ahead as is cheap."""
+        return max(2, self.num_together)
+
+    @property
+    def num_masks(self) -> int:
+        """Selections whose masks lie in shared memory: those in use, and the one that is being made."""
+        return self.num_tables // self.num_together + 1
+
+    @property
     def num_items(self) -> int:
         """Parts of all sequences and KV heads."""
         return self.num_splits * self.batch_size * self.num_kv_heads
@@ -86,14 +103,18 @@ class Work:
     def fixed_bytes(self) -> int:
         """Shared memory of everything else, rounded up generously [bytes]."""
         rows = ROWS * (2 * self.head_dim + 2 * self.tile_len + (2 if self.num_splits == 1 else 4) * self.head_dim + 4)
-        words = 4 * self.num_words * (2 + NUM_BUFFERS + 32 * NUM_BUFFERS)
-        return rows + words + 12 * 1024  # barriers, alignment, and scratch of reductions
+        per_word = self.num_together * (32 + 2 + self.num_masks) + 32 * self.num_tables
+        return rows + 4 * self.num_words * per_word + 12 * 1024  # barriers, alignment, and scratch of reductions
+
+    def place(self, index: Any) -> tuple[Any, Any, Any]:
+        """Return part, sequence and KV head of the item of this number."""
+        num_rows = self.batch_size * self.num_kv_heads
+        row = index % num_rows
+        return index // num_rows, row // self.num_kv_heads, row % self.num_kv_heads
 
     def item(self, lengths: Any, index: Any) -> "Item":
         """Return the item of this number; `lengths` is a reference in device memory."""
-        num_rows = self.batch_size * self.num_kv_heads
-        split, row = index // num_rows, index % num_rows
-        b = row // self.num_kv_heads
+        split, b, k = self.place(index)
         length = lengths[b]
         held = _ceil_div(length, self.page_len)
         num_chosen = jnp.minimum(held, self.num_blocks)
@@ -101,7 +122,7 @@ class Work:
         first = jnp.minimum(split * per_split, num_chosen)
         last = jnp.minimum(first + per_split, num_chosen)
         num_tiles = _ceil_div(last - first, self.pages_per_tile)
-        return Item(split, b, row % self.num_kv_heads, length, held, num_chosen, first, last, num_tiles)
+        return Item(split, b, k, length, held, num_chosen, first, last, num_tiles)
 
 
 class Item(NamedTuple):
@@ -116,6 +137,30 @@ class Item(NamedTuple):
     first: Any
     last: Any
     num_tiles: Any
+
+
+class Queue(NamedTuple):
+    """Hold what one thread block does: the items block, block + num_ctas, ..., counted from 0.
+
+    `lengths` is a reference in device memory.
+    """
+
+    work: Work
+    lengths: Any
+    block: Any
+
+    @property
+    def num_items(self) -> Any:
+        """Items of this block."""
+        return (self.work.num_items - self.block + self.work.num_ctas - 1) // self.work.num_ctas
+
+    def place(self, i: Any) -> tuple[Any, Any, Any]:
+        """Return part, sequence and KV head of item i: known before any length is."""
+        return self.work.place(self.block + i * self.work.num_ctas)
+
+    def item(self, i: Any) -> Item:
+        """Return item i."""
+        return self.work.item(self.lengths, self.block + i * self.work.num_ctas)
 
 
 def query_tiles(work: Work, q: Float[Array, "B N H"]) -> Float[Array, "B X 8 H"]:

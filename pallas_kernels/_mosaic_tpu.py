@@ -40,7 +40,8 @@ holds for summaries of width 64. With head_dim 128 the row-major layout is XLA's
 
 Sizes that do not fit SMEM (page ids of all sequences) are run in several calls, some sequences at a time.
 
-Left out: int8 and fp8 pages; a mask of tokens; splitting one sequence over cores.
+Left out: a mask of tokens; splitting one sequence over cores; int8 and float8 pages. Their tiles have 32 sublanes, so
+that a page of 16 tokens fills half of one, and the scales of a page, 32 to 256 bytes, are rows too short for a copy.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from . import _mosaic_tpu_attend, _mosaic_tpu_score, _mosaic_tpu_select
 from ._mosaic_tpu_attend import AttendSpec
@@ -183,7 +184,7 @@ def paged_decode(
 
 def unsupported(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     *,
     summaries: Float[Array, "R K C"] | None = None,
@@ -214,7 +215,7 @@ def unsupported(
 
 def vmem_bytes(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     *,
     summaries: Float[Array, "R K C"] | None = None,
@@ -338,7 +339,7 @@ def _select_spec(num_rows: int, max_pages: int, num_blocks: int, always: tuple[i
 
 
 def _attend_spec(
-    key_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
     max_pages: int,
     num_listed: int,
     tuning: Tuning,

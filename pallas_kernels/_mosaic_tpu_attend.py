@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from ._interpret import tpu_params
 from ._mosaic_tpu_stream import LANES, NUM_STATES, PageStream, repeat, tile_bytes, vmem_limit
@@ -43,7 +43,7 @@ class AttendSpec:
     num_buffers: int
 
 
-def vmem_bytes(q_shape: tuple[int, ...], key_pages: Float[Array, "R K P H"], spec: AttendSpec) -> int:
+def vmem_bytes(q_shape: tuple[int, ...], key_pages: Real[Array, "R K P H"], spec: AttendSpec) -> int:
     """Return the VMEM of the kernel's buffers [bytes] for queries [X, Y, G, H]."""
     _, heads, group, head_dim = q_shape
     pages = 2 * spec.num_buffers * spec.pages_per_buffer * heads

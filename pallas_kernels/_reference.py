@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from . import _validate
 
@@ -30,10 +30,14 @@ class Reference(NamedTuple):
 
 
 def reference_key_means(
-    key_pages: Float[Array, "R K P H"], page_table: Int[Array, "B M"], lengths: Int[Array, " B"]
+    key_pages: Real[Array, "R K P H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    *,
+    key_scales: Float[Array, "R K P"] | None = None,
 ) -> np.ndarray:
     """Return the mean key [R, K, H] over the held slots of each page that a sequence holds; NaN for the others."""
-    keys_RKPH = np.asarray(key_pages, np.float64)
+    keys_RKPH = _entries(key_pages, key_scales)
     means_RKH = np.full(keys_RKPH.shape[:2] + keys_RKPH.shape[3:], np.nan)
     for page, held in _held_slots(page_table, lengths, keys_RKPH.shape[2]):
         means_RKH[page] = keys_RKPH[page, :, :held].mean(axis=1)
@@ -41,10 +45,14 @@ def reference_key_means(
 
 
 def reference_key_bounds(
-    key_pages: Float[Array, "R K P H"], page_table: Int[Array, "B M"], lengths: Int[Array, " B"]
+    key_pages: Real[Array, "R K P H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    *,
+    key_scales: Float[Array, "R K P"] | None = None,
 ) -> np.ndarray:
     """Return the smallest and largest key [R, K, 2, H] over the held slots of each page that a sequence holds."""
-    keys_RKPH = np.asarray(key_pages, np.float64)
+    keys_RKPH = _entries(key_pages, key_scales)
     bounds_RK2H = np.full((*keys_RKPH.shape[:2], 2, keys_RKPH.shape[3]), np.nan)
     for page, held in _held_slots(page_table, lengths, keys_RKPH.shape[2]):
         bounds_RK2H[page, :, 0] = keys_RKPH[page, :, :held].min(axis=1)
@@ -54,8 +62,8 @@ def reference_key_bounds(
 
 def reference_block_topk_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     key_means: Float[Array, "R K H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
@@ -63,10 +71,12 @@ def reference_block_topk_decode(
     num_blocks: int,
     num_sink_blocks: int = 0,
     num_local_blocks: int = 1,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     scale: float | None = None,
 ) -> Reference:
     """Read the pages with the largest group-mean product of query and mean key."""
-    _validate.check_pages(key_pages, value_pages, page_table, lengths)
+    _validate.check_pages(key_pages, value_pages, page_table, lengths, key_scales, value_scales)
     _validate.check_query(q, key_pages, page_table, scale)
     _validate.check_key_means(key_means, key_pages)
     _validate.check_blocks(num_blocks, num_sink_blocks, num_local_blocks)
@@ -81,14 +91,15 @@ def reference_block_topk_decode(
             scores[b].append((q_GH @ means_RKH[pages, k].T).mean(axis=0) / math.sqrt(q.shape[2]))
     counts = (num_blocks, num_sink_blocks, num_local_blocks)
     selected = [[_choose(score_M, *counts) for score_M in score_KM] for score_KM in scores]
-    slots = _slots(selected, page_len)
-    return Reference(*reference_attend(q, key_pages, value_pages, page_table, lengths, slots, scale), selected, scores)
+    pools, slots = (key_pages, value_pages, page_table, lengths), _slots(selected, page_len)
+    found = reference_attend(q, *pools, slots, scale, key_scales=key_scales, value_scales=value_scales)
+    return Reference(*found, selected, scores)
 
 
 def reference_quest_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     key_bounds: Float[Array, "R K 2 H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
@@ -96,10 +107,12 @@ def reference_quest_decode(
     num_blocks: int,
     num_sink_blocks: int = 0,
     num_local_blocks: int = 1,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     scale: float | None = None,
 ) -> Reference:
     """Read the pages with the largest group-mean bound of query . key."""
-    _validate.check_pages(key_pages, value_pages, page_table, lengths)
+    _validate.check_pages(key_pages, value_pages, page_table, lengths, key_scales, value_scales)
     _validate.check_query(q, key_pages, page_table, scale)
     _validate.check_key_bounds(key_bounds, key_pages)
     _validate.check_blocks(num_blocks, num_sink_blocks, num_local_blocks)
@@ -117,23 +130,26 @@ def reference_quest_decode(
             scores[b].append(score_M)
     counts = (num_blocks, num_sink_blocks, num_local_blocks)
     selected = [[_choose(score_M, *counts) for score_M in score_KM] for score_KM in scores]
-    slots = _slots(selected, page_len)
-    return Reference(*reference_attend(q, key_pages, value_pages, page_table, lengths, slots, scale), selected, scores)
+    pools, slots = (key_pages, value_pages, page_table, lengths), _slots(selected, page_len)
+    found = reference_attend(q, *pools, slots, scale, key_scales=key_scales, value_scales=value_scales)
+    return Reference(*found, selected, scores)
 
 
 def reference_paged_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     *,
     window_len: int | None = None,
     sink_len: int = 0,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     scale: float | None = None,
 ) -> Reference:
     """Read the whole context, or its newest and first tokens."""
-    _validate.check_pages(key_pages, value_pages, page_table, lengths)
+    _validate.check_pages(key_pages, value_pages, page_table, lengths, key_scales, value_scales)
     _validate.check_query(q, key_pages, page_table, scale)
     _validate.check_window(window_len, sink_len, None, key_pages, page_table)
     read = [
@@ -141,13 +157,15 @@ def reference_paged_decode(
         * key_pages.shape[1]
         for length in np.asarray(lengths).tolist()
     ]
-    return Reference(*reference_attend(q, key_pages, value_pages, page_table, lengths, read, scale), read, [])
+    pools = (key_pages, value_pages, page_table, lengths)
+    found = reference_attend(q, *pools, read, scale, key_scales=key_scales, value_scales=value_scales)
+    return Reference(*found, read, [])
 
 
 def reference_topk_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     *,
@@ -171,17 +189,20 @@ def reference_topk_decode(
 
 def reference_attend(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     read: list[list[list[int]]],
     scale: float | None,
+    *,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attend with every head to the positions `read[b][k]` below the sequence's length: output and log-sum-exp."""
     group, page_len = q.shape[1] // key_pages.shape[1], key_pages.shape[2]
     q_BNH = np.asarray(q, np.float64) * (1 / math.sqrt(q.shape[2]) if scale is None else scale)
-    keys_RKPH, values_RKPH = np.asarray(key_pages, np.float64), np.asarray(value_pages, np.float64)
+    keys_RKPH, values_RKPH = _entries(key_pages, key_scales), _entries(value_pages, value_scales)
     out_BNH, lse_BN = np.zeros(q.shape), np.full(q.shape[:2], -np.inf)
     for b, length in enumerate(np.asarray(lengths).tolist()):
         for n in range(q.shape[1]):
@@ -196,6 +217,12 @@ def reference_attend(
             out_BNH[b, n] = weight_S @ value_SH / weight_S.sum()
             lse_BN[b, n] = logit_S.max() + math.log(weight_S.sum())
     return out_BNH, lse_BN
+
+
+def _entries(pages: Real[Array, "R K P H"], scales: Float[Array, "R K P"] | None) -> np.ndarray:
+    """Return what the pages stand for: quantised ones times the scale of each vector."""
+    entries_RKPH = np.asarray(pages, np.float64)
+    return entries_RKPH if scales is None else entries_RKPH * np.asarray(scales, np.float64)[..., None]
 
 
 def _choose(score_M: np.ndarray, num_read: int, num_first: int, num_newest: int) -> list[int]:

@@ -8,9 +8,13 @@ Called by `_dispatch` with validated arguments. Every sequence b and KV head k h
 All gathers go through arrays of page ids, so pages may have any length. What is not to be read is masked in the load:
 no address is formed from a garbage id, and no NaN enters a product.
 
+Quantised pages are loaded as they are and widened in registers; the scale of a key multiplies its logits, that of a
+value its weights. An A100 knows no float8, so its bits are taken apart: s eeee mmm are the upper bits of a float16 that
+is 2^-8 of it, exactly, subnormal numbers too, and the scale makes up for 2^8. (NaN in what is read becomes 480.)
+
 Pallas' Triton backend is deprecated since JAX 0.11. The modules `_triton*`, and the word "triton" in `_dispatch`,
 `_interpret` and `_validate`, are all that goes with it; where JAX has none, the import fails and `_dispatch` takes
-XLA's. Left out: GPUs before Ampere (XLA compiles no Triton for a T4), masks of tokens, quantised pages.
+XLA's. Left out: GPUs before Ampere (XLA compiles no Triton for a T4), masks of tokens.
 """
 
 import math
@@ -23,18 +27,20 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from ._merge import merge_partials
-from ._triton_launch import launch, load_rows, rows_of, sequence_and_head
+from ._quantise import LARGEST, operand_dtype
+from ._triton_launch import launch, load_entries, load_rows, rows_of, sequence_and_head
 from ._triton_select import MAX_PAGES, score_pages, select_pages
 
 _ROWS = 16  # of the smallest matrix product: a group of query heads is padded to it
 _FIRST_CAPABILITY = 8  # Ampere
 _HEAD_DIMS = (64, 128)
 _DTYPES = ("bfloat16", "float16", "float32")
+_PAGE_DTYPES = (*_DTYPES, *LARGEST)
 _DEFAULT_SMS = 108  # A100
-_PROGRAMS_PER_SM = 8
+_PROGRAMS_PER_SM = 4
 _MIN_STEPS = 4  # of a part: fewer do not repay its merging
 _TILE_BYTES = 16 * 1024  # of keys in one step, as much again of values: two programs share an L4's 100 KiB
 
@@ -70,7 +76,7 @@ class Tuning:
 
 def unsupported(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     *,
     summaries: Float[Array, "R K C"] | None = None,
@@ -89,7 +95,7 @@ def unsupported(
             device.platform != "gpu" or _major(capability) >= _FIRST_CAPABILITY,
             f"on NVIDIA GPUs of compute capability {_FIRST_CAPABILITY}.0 or higher; got {capability}",
         ),
-        (key_pages.dtype.name in _DTYPES, f"pages of {', '.join(_DTYPES)}; got {key_pages.dtype}"),
+        (key_pages.dtype.name in _PAGE_DTYPES, f"pages of {', '.join(_PAGE_DTYPES)}; got {key_pages.dtype}"),
         (head_dim in _HEAD_DIMS, f"head_dim 64 or 128; got {head_dim}"),
         (group <= _ROWS, f"at most {_ROWS} query heads for each KV head; got {group}"),
     ]
@@ -104,8 +110,8 @@ def unsupported(
 
 def block_topk_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     probe: Float[Array, "B K C"],
     summaries: Float[Array, "R K C"],
     page_table: Int[Array, "B M"],
@@ -115,6 +121,8 @@ def block_topk_decode(
     num_sink_blocks: int,
     num_local_blocks: int,
     scale: float,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     tuning: Tuning | None = None,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"], Int[Array, "B K J"]]:
     """Select pages by their summaries and attend to them; also the log-sum-exp and the selected pages."""
@@ -130,32 +138,36 @@ def block_topk_decode(
         num_sink_blocks=num_sink_blocks,
         num_local_blocks=num_local_blocks,
     )
-    out, lse = _attend(q, key_pages, value_pages, page_ids, num_tokens, scale=scale, tuning=tuning)
-    return out, lse, selected
+    arrays = (q, key_pages, value_pages, key_scales, value_scales, page_ids, num_tokens)
+    return *_attend(*arrays, scale=scale, tuning=tuning), selected
 
 
 def paged_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     *,
     scale: float,
     window_len: int | None = None,
     sink_len: int = 0,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     tuning: Tuning | None = None,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
     """Read the whole context, or its newest `window_len` and first `sink_len` tokens; also the log-sum-exp."""
     page_ids, num_tokens = page_table.astype(jnp.int32)[:, None], lengths.astype(jnp.int32)[:, None]
-    window = {"window_len": window_len, "sink_len": sink_len}
-    return _attend(q, key_pages, value_pages, page_ids, num_tokens, scale=scale, tuning=tuning, **window)
+    arrays = (q, key_pages, value_pages, key_scales, value_scales, page_ids, num_tokens)
+    return _attend(*arrays, scale=scale, tuning=tuning, window_len=window_len, sink_len=sink_len)
 
 
 def _attend(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
+    key_scales: Float[Array, "R K P"] | None,
+    value_scales: Float[Array, "R K P"] | None,
     page_ids: Int[Array, "B #K J"],
     num_tokens: Int[Array, "B #K"],
     *,
@@ -168,7 +180,8 @@ def _attend(
     tuning = Tuning() if tuning is None else tuning
     batch_size, num_heads, head_dim = q.shape
     num_kv_heads, page_len = key_pages.shape[1:3]
-    tokens_per_step = tuning.tokens_per_step or _tokens_per_step(key_pages)
+    operand = operand_dtype(q, key_pages)
+    tokens_per_step = tuning.tokens_per_step or _tokens_per_step(head_dim, operand)
     max_len = page_ids.shape[2] * page_len
     if window_len is not None:
         max_len = min(max_len, window_len + sink_len)
@@ -190,9 +203,9 @@ def _attend(
             jax.ShapeDtypeStruct((num_splits, batch_size, num_heads), jnp.float32),
         ),
         # Float32 products are not for tensor cores: the operands lie in registers, of which four warps have too few.
-        num_warps=tuning.num_warps or (8 if key_pages.dtype == jnp.float32 else 4),
+        num_warps=tuning.num_warps or (8 if operand == jnp.float32 else 4),
         num_stages=tuning.num_stages,
-    )(q.astype(key_pages.dtype), key_pages, value_pages, page_ids, num_tokens)
+    )(q.astype(operand), key_pages, value_pages, key_scales, value_scales, page_ids, num_tokens)
     if num_splits == 1:
         return out[0], lse[0]
     merged = merge_partials(out, lse)
@@ -203,6 +216,8 @@ def _attend_kernel(
     q_ref: Any,  # [B, N, H]
     key_ref: Any,  # [R, K, P, H]
     value_ref: Any,  # [R, K, P, H]
+    key_scale_ref: Any,  # [R, K, P]; None where pages are not quantised
+    value_scale_ref: Any,  # [R, K, P] or None
     page_id_ref: Any,  # [B, K or 1, J] int32
     num_tokens_ref: Any,  # [B, K or 1] int32
     out_ref: Any,  # [X, B, N, H]
@@ -232,6 +247,7 @@ def _attend_kernel(
     head = k * group + row
     q = load_rows(q_ref, (b, head), row < group)  # [16, H]
     dot = partial(plt.dot, precision=lax.Precision.HIGHEST if q.dtype == jnp.float32 else None)
+    load = partial(load_entries, dtype=q.dtype)
 
     def step(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         total_out, total, peak = state
@@ -244,14 +260,15 @@ def _attend_kernel(
         page = lax.div(position, jnp.full_like(position, page_len))
         page_id = plt.load(page_id_ref.at[b, own, page], mask=is_read, other=0)
         entry = page_id, k, position - page * page_len
-        keys, values = load_rows(key_ref, entry, is_read), load_rows(value_ref, entry, is_read)  # [T, H]
-        logits = dot(q, keys, trans_b=True) * (scale * math.log2(math.e))  # [16, T], in powers of two
+        keys, key_scale = load(key_ref, key_scale_ref, entry, is_read)  # [T, H], [1, T]
+        values, value_scale = load(value_ref, value_scale_ref, entry, is_read)
+        logits = dot(q, keys, trans_b=True) * (key_scale * (scale * math.log2(math.e)))  # [16, T], in powers of two
         logits = jnp.where(is_read[None, :], logits, -jnp.inf)
         new_peak = jnp.maximum(peak, jnp.max(logits, axis=1))
         base = jnp.where(new_peak == -jnp.inf, 0.0, new_peak)
         weights = jnp.exp2(logits - base[:, None])
         fade = jnp.exp2(peak - base)
-        total_out = total_out * fade[:, None] + dot(weights.astype(values.dtype), values)
+        total_out = total_out * fade[:, None] + dot((weights * value_scale).astype(values.dtype), values)
         return total_out, total * fade + jnp.sum(weights, axis=1), new_peak
 
     nothing = jnp.zeros((_ROWS, head_dim), jnp.float32), jnp.zeros(_ROWS, jnp.float32), jnp.full(_ROWS, -jnp.inf)
@@ -263,15 +280,15 @@ def _attend_kernel(
     plt.store(out_ref.at[rows_of(out_ref, (part, b, head))], out, mask=(row < group)[:, None])
 
 
-def _tokens_per_step(key_pages: Float[Array, "R K P H"]) -> int:
-    return _TILE_BYTES // (key_pages.shape[3] * key_pages.dtype.itemsize)
+def _tokens_per_step(head_dim: int, operand: jnp.dtype) -> int:
+    return _TILE_BYTES // (head_dim * operand.itemsize)
 
 
 def _num_splits(num_rows: int, max_steps: int) -> int:
     """Return into how many parts to cut each row, to keep all multiprocessors busy."""
     device = jax.local_devices()[0]
     num_sms = int(getattr(device, "core_count", None) or _DEFAULT_SMS) if device.platform == "gpu" else _DEFAULT_SMS
-    return max(1, min(pl.cdiv(_PROGRAMS_PER_SM * num_sms, num_rows), max_steps // _MIN_STEPS))
+    return max(1, min(_PROGRAMS_PER_SM * num_sms // num_rows, max_steps // _MIN_STEPS))
 
 
 def _major(capability: str) -> int:

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: how they are launched, and how rows are gathered by arrays of ids.
+"""What the Triton kernels share: how they are launched, how rows are gathered by arrays of ids and widened.
 
 Called by `_triton` and `_triton_select`.
 """
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
-from jaxtyping import Array
+from jaxtyping import Array, Float16, Int8
 
 from ._interpret import triton_params
 
@@ -38,9 +38,36 @@ def sequence_and_head(num_kv_heads: int) -> tuple[Array, Array]:
     return lax.div(row, num_kv_heads), lax.rem(row, num_kv_heads)
 
 
+def load_entries(
+    ref: Any, scale_ref: Any, index: tuple[Array | int, ...], mask: Array, *, dtype: jnp.dtype
+) -> tuple[Array, Array | float]:
+    """Gather keys or values [T, H] as `dtype`, zeros outside of the mask [T], and the factor [1, T] of each.
+
+    Without scales the factor is 1.0.
+    """
+    if scale_ref is None:
+        return load_rows(ref, index, mask), 1.0
+    scale = plt.load(scale_ref.at[index], mask=mask, other=0.0).astype(jnp.float32)
+    if jnp.issubdtype(ref.dtype, jnp.integer):
+        rows = load_rows(ref, index, mask)
+    else:
+        # Without `other`: even to make a zero of it, float8 would have to be converted to.
+        loaded = plt.load(ref.at[rows_of(ref, index)], mask=mask[:, None])
+        rows = float8_times_2_to_minus_8(jnp.where(mask[:, None], lax.bitcast_convert_type(loaded, jnp.int8), 0))
+        scale *= 2.0**8
+    return rows.astype(jnp.float32).astype(dtype), scale[None, :]
+
+
+def float8_times_2_to_minus_8(bits: Int8[Array, "*B"]) -> Float16[Array, "*B"]:
+    """Move s eeee mmm of float8_e4m3fn to where float16 has them; its exponents count from 2^8 lower."""
+    bits = bits.astype(jnp.int16)
+    return lax.bitcast_convert_type((bits & -0x8000) | ((bits & 0x7F) << 7), jnp.float16)
+
+
 def load_rows(ref: Any, index: tuple[Array | int, ...], mask: Array) -> Array:
     """Gather rows [T, H] of an array [..., H], zeros outside of the mask [T]."""
-    return plt.load(ref.at[rows_of(ref, index)], mask=mask[:, None], other=0.0)
+    zero = 0 if jnp.issubdtype(ref.dtype, jnp.integer) else 0.0
+    return plt.load(ref.at[rows_of(ref, index)], mask=mask[:, None], other=zero)
 
 
 def rows_of(ref: Any, index: tuple[Array | int, ...]) -> tuple[Array | int, ...]:

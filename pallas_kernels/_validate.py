@@ -7,9 +7,13 @@ entries of the page table past a sequence's last page may hold anything.
 from typing import Literal, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike
+
+from ._quantise import LARGEST, is_quantised
 
 Implementation = Literal["xla", "mosaic_gpu", "triton", "mosaic_tpu"]
+
+_QUANTISED = " or ".join(LARGEST)
 
 
 def check_implementation(implementation: str | None) -> None:
@@ -23,8 +27,37 @@ def check_implementation(implementation: str | None) -> None:
         raise ValueError(f"unknown implementation {implementation!r}. Known: {known}, or None to choose")
 
 
-def check_pages(key_pages: Array, value_pages: Array, page_table: Array, lengths: Array) -> None:
-    """Check the paged cache: key_pages, value_pages [R, K, P, H], page_table [B, M], lengths [B].
+def check_decode(
+    q: Array,
+    key_pages: Array,
+    value_pages: Array,
+    page_table: Array,
+    lengths: Array,
+    key_scales: Array | None,
+    value_scales: Array | None,
+    scale: float | None,
+    implementation: str | None,
+) -> tuple[Array, ...]:
+    """Check what the decodes share, and return the scales of the pages: two, or none.
+
+    Raises:
+        ValueError: If anything does not fit; the message says what was wanted.
+    """
+    check_implementation(implementation)
+    check_pages(key_pages, value_pages, page_table, lengths, key_scales, value_scales)
+    check_query(q, key_pages, page_table, scale)
+    return tuple(scales for scales in (key_scales, value_scales) if scales is not None)
+
+
+def check_pages(
+    key_pages: Array,
+    value_pages: Array,
+    page_table: Array,
+    lengths: Array,
+    key_scales: Array | None = None,
+    value_scales: Array | None = None,
+) -> None:
+    """Check the paged cache: key_pages, value_pages [R, K, P, H], page_table [B, M], lengths [B], scales [R, K, P].
 
     Raises:
         ValueError: If a shape or dtype does not fit; the message says what was wanted.
@@ -34,9 +67,43 @@ def check_pages(key_pages: Array, value_pages: Array, page_table: Array, lengths
     _check_array("value_pages", value_pages, "[R, K, P, H] of key_pages", key_pages.shape)
     if value_pages.dtype != key_pages.dtype:
         raise ValueError(f"value_pages must share the dtype of key_pages; got {value_pages.dtype}, {key_pages.dtype}")
-    if not jnp.issubdtype(key_pages.dtype, jnp.floating):
-        raise ValueError(f"pages must be floating point (bfloat16 or float32); got {key_pages.dtype}")
+    dtype = key_pages.dtype
+    if not is_quantised(key_pages) and not (jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1):
+        raise ValueError(
+            f"pages must be floating point (bfloat16 or float32), or {_QUANTISED} with scales; got {dtype}"
+        )
+    if (key_scales is None) != (value_scales is None):
+        raise ValueError(f"key_scales and value_scales come together; got {_of(key_scales)} and {_of(value_scales)}")
+    if is_quantised(key_pages) and key_scales is None:
+        raise ValueError(f"pages of {dtype} need key_scales and value_scales; got none. quantise_pages makes them")
+    for name, scales in (("key_scales", key_scales), ("value_scales", value_scales)):
+        if scales is None:
+            continue
+        if not is_quantised(key_pages):
+            raise ValueError(f"scales belong to pages of {_QUANTISED}; got pages of {dtype}. Drop {name}")
+        _check_array(name, scales, "[R, K, P] of key_pages", key_pages.shape[:3])
+        check_scale_dtype(name, scales.dtype)
     check_table(page_table, lengths)
+
+
+def check_quantised_dtype(dtype: DTypeLike) -> None:
+    """Check that pages of this dtype can be made.
+
+    Raises:
+        ValueError: If it is no dtype of quantised pages.
+    """
+    if jnp.dtype(dtype).name not in LARGEST:
+        raise ValueError(f"quantised pages are {_QUANTISED}; got dtype={jnp.dtype(dtype).name}")
+
+
+def check_scale_dtype(name: str, dtype: DTypeLike) -> None:
+    """Check that scales of this dtype have the range of float32.
+
+    Raises:
+        ValueError: If they have not.
+    """
+    if jnp.dtype(dtype).name not in ("bfloat16", "float32"):
+        raise ValueError(f"{name} must be bfloat16 or float32; got {jnp.dtype(dtype).name}")
 
 
 def check_query(q: Array, key_pages: Array, page_table: Array, scale: float | None) -> None:
@@ -177,6 +244,10 @@ def check_table(page_table: Array, lengths: Array) -> None:
     _check_array("lengths", lengths, "[B] of page_table", page_table.shape[:1])
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f"lengths must be int32; got {lengths.dtype}")
+
+
+def _of(scales: Array | None) -> str:
+    return "None" if scales is None else f"shape {scales.shape}"
 
 
 def _check_array(name: str, array: Array, meaning: str, wanted: tuple[int, ...]) -> None:

@@ -6,15 +6,20 @@ multiplies that; a kernel that reads pages in place is what the Pallas implement
 The KV head is folded into the page id, so that one gather yields the layout the matrix product wants:
 
     pool [R, K, P, H] -> rows [R * K, P, H],   row of (page r, head k) = r * K + k
+
+Of quantised pages only what is gathered is widened. Their scales multiply logits and weights, not the entries: a key's
+scale is one factor of its logit, a value's one factor of its weight.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from ._quantise import dequantise, operand_dtype, quantise
 
 
-def gather_heads(pages: Float[Array, "R K *PH"], page_ids: Int[Array, "B #K J"]) -> Float[Array, "B K J *PH"]:
-    """Copy pages [R, K, P, H] (or means [R, K, H]) by id and KV head; ids out of range read some page."""
+def gather_heads(pages: Real[Array, "R K *PH"], page_ids: Int[Array, "B #K J"]) -> Real[Array, "B K J *PH"]:
+    """Copy pages [R, K, P, H], scales [R, K, P] or means [R, K, H] by id and head; ids out of range read some page."""
     page_ids = jnp.clip(page_ids, 0, pages.shape[0] - 1)
     heads = jnp.arange(pages.shape[1], dtype=page_ids.dtype)[None, :, None]
     return jax.lax.platform_dependent(pages, page_ids, heads, tpu=_gather_windows, default=_gather_rows)
@@ -38,20 +43,28 @@ def attend(
     values: Float[Array, "B K S H"],
     mask: Bool[Array, "B #K S"],
     scale: float,
+    scales: tuple[Float[Array, "B K S"], ...] = (),
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
-    """Softmax attention of one query per sequence over the entries in `mask`, and its log-sum-exp; none gives zeros."""
+    """Softmax attention of one query per sequence over the entries in `mask`, and its log-sum-exp; none gives zeros.
+
+    `scales` are those of the keys and of the values where there are any.
+    """
     batch_size, num_heads, head_dim = q.shape
     num_kv_heads = keys.shape[1]
     queries = q.reshape(batch_size, num_kv_heads, num_heads // num_kv_heads, head_dim).astype(keys.dtype)
     # Keys on the left: the product over few query heads is then 1.6 times as fast on CPU.
     logits = jnp.swapaxes(_dot("BKSH,BKGH->BKSG", keys, queries), 2, 3) * jnp.float32(scale)
     entry = mask[:, :, None, :]
+    if scales:
+        logits *= scales[0].astype(jnp.float32)[:, :, None, :]
     logits = jnp.where(entry, logits, -jnp.inf)
     peak = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.where(entry, jnp.exp(logits - jnp.where(peak == -jnp.inf, 0.0, peak)), 0.0)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     # 0 * NaN = NaN: unread slots must be blanked in the values too.
     values = jnp.where(mask[..., None], values, jnp.zeros((), values.dtype))
+    if scales:
+        weights *= jnp.where(mask, scales[1].astype(jnp.float32), 0.0)[:, :, None, :]
     out = _dot("BKGS,BKSH->BKGH", weights.astype(values.dtype), values)
     out = jnp.where(total > 0, out / jnp.where(total > 0, total, 1.0), 0.0)
     lse = jnp.log(total) + peak  # -inf where nothing is read: both terms are
@@ -60,24 +73,29 @@ def attend(
 
 def attend_pages(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     page_ids: Int[Array, "B #K J"],
     mask: Bool[Array, "B #K S"],
     scale: float,
+    scales: tuple[Float[Array, "R K P"] | None, ...],
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
     """Gather J pages per sequence and KV head and attend to their S = J * P slots within `mask`."""
     batch_size, num_kv_heads = q.shape[0], key_pages.shape[1]
-    shape = (batch_size, num_kv_heads, page_ids.shape[2] * key_pages.shape[2], key_pages.shape[3])
-    keys = gather_heads(key_pages, page_ids).reshape(shape)
-    values = gather_heads(value_pages, page_ids).reshape(shape)
-    return attend(q, keys, values, mask, scale)
+    shape = (batch_size, num_kv_heads, page_ids.shape[2] * key_pages.shape[2])
+    dtype = operand_dtype(q, key_pages)
+    keys, values = (
+        gather_heads(pages, page_ids).reshape(*shape, key_pages.shape[3]).astype(dtype)
+        for pages in (key_pages, value_pages)
+    )
+    gathered = tuple(gather_heads(pool, page_ids).reshape(shape) for pool in scales if pool is not None)
+    return attend(q, keys, values, mask, scale, gathered)
 
 
 def paged_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     *,
@@ -85,6 +103,8 @@ def paged_decode(
     window_len: int | None = None,
     sink_len: int = 0,
     token_mask: Bool[Array, "B K S"] | None = None,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     tuning: None = None,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
     """Read the whole context, its newest `window_len` and first `sink_len` tokens, or the tokens in `token_mask`.
@@ -110,7 +130,7 @@ def paged_decode(
     if window_len is not None:
         mask &= (positions < sink_len) | (positions >= lengths[:, None] - window_len)
     mask = mask[:, None, :] if token_mask is None else mask[:, None, :] & token_mask
-    return attend_pages(q, key_pages, value_pages, page_table[:, None, :], mask, scale)
+    return attend_pages(q, key_pages, value_pages, page_table[:, None, :], mask, scale, (key_scales, value_scales))
 
 
 def score_pages(
@@ -146,8 +166,8 @@ def choose_pages(
 
 def block_topk_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     probe: Float[Array, "B K C"],
     summaries: Float[Array, "R K C"],
     page_table: Int[Array, "B M"],
@@ -157,6 +177,8 @@ def block_topk_decode(
     num_sink_blocks: int,
     num_local_blocks: int,
     scale: float,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     tuning: None = None,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"], Int[Array, "B K J"]]:
     """Select pages by probe . summary and attend to them; output, log-sum-exp in float32 and the selected pages."""
@@ -170,19 +192,24 @@ def block_topk_decode(
     )
     page_ids = jnp.take_along_axis(page_table[:, None, :], selected, axis=2, mode="clip")
     mask = _slot_positions(selected, page_len) < lengths[:, None, None]
-    return *attend_pages(q, key_pages, value_pages, page_ids, mask, scale), selected
+    scales = key_scales, value_scales
+    return *attend_pages(q, key_pages, value_pages, page_ids, mask, scale, scales), selected
 
 
 def append_kv(
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     key_means: Float[Array, "R K H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     keys: Float[Array, "B K H"],
     values: Float[Array, "B K H"],
-) -> tuple[Float[Array, "R K P H"], Float[Array, "R K P H"], Float[Array, "R K H"]]:
-    """Put one token per sequence into its page and renew that page's mean; no other page is touched."""
+    scales: tuple[Float[Array, "R K P"], ...] = (),
+) -> tuple[Array, ...]:
+    """Put one token per sequence into its page and renew that page's mean; no other page is touched.
+
+    Returns key_pages, value_pages, key_means and, for quantised pages, the scales of both.
+    """
     page_len = key_pages.shape[2]
     page_id, slot = _written_page(page_table, lengths, page_len, key_pages.shape[0])
 
@@ -193,15 +220,23 @@ def append_kv(
     slots = jnp.arange(page_len, dtype=slot.dtype)[None, :]
     is_new = (slots == slot[:, None])[:, None, :, None]
 
-    def renewed(pages: Array, entries: Array) -> Array:
-        return jnp.where(is_new, entries.astype(pages.dtype)[:, :, None, :], pages.at[page_id].get(mode="clip"))
+    def renewed(pool: Array, entries: Array) -> Array:
+        here = is_new if pool.ndim == 4 else is_new[..., 0]
+        return jnp.where(here, entries.astype(pool.dtype)[:, :, None], pool.at[page_id].get(mode="clip"))
 
     def put(pool: Array, pages: Array) -> Array:
         return pool.at[page_id].set(pages.astype(pool.dtype), mode="drop", unique_indices=True)
 
-    newest = renewed(key_pages, keys)
-    means = page_means(newest, (slots <= slot[:, None])[:, None, :])
-    return put(key_pages, newest), put(value_pages, renewed(value_pages, values)), put(key_means, means)
+    pools, entries = (key_pages, value_pages, *scales), (keys, values)
+    if scales:
+        keys, key_scale = quantise(keys, key_pages.dtype, scales[0].dtype)
+        values, value_scale = quantise(values, value_pages.dtype, scales[1].dtype)
+        entries = (keys, values, key_scale, value_scale)
+    newest = [renewed(pool, entry) for pool, entry in zip(pools, entries, strict=True)]
+    newest_keys = dequantise(newest[0], newest[2]) if scales else newest[0]
+    means = page_means(newest_keys, (slots <= slot[:, None])[:, None, :])
+    key_pages, value_pages, *scales_after = (put(pool, pages) for pool, pages in zip(pools, newest, strict=True))
+    return key_pages, value_pages, put(key_means, means), *scales_after
 
 
 def page_means(pages: Float[Array, "*B P H"], held: Bool[Array, "*#B P"]) -> Float[Array, "*B H"]:

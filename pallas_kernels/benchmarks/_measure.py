@@ -4,7 +4,6 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,66 +11,25 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels._results import BlockTopKResult
+from pallas_kernels.benchmarks._shape import Shape
 
 MAX_POOL_BYTES = 10 * 2**30
 """Of keys, and of values: far more than any cache holds; sequences share pages beyond that."""
 NUM_RUNS, NUM_CALLS = 20, 100
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Size of one layer's decode step.
-
-    Attributes:
-        batch_size: Sequences.
-        num_kv_heads: KV heads.
-        group: Query heads of a KV head.
-        head_dim: Width of a head.
-        context_len: Tokens held by each sequence.
-        page_len: Tokens of a page.
-        budget_len: Tokens read by block top-k.
-    """
-
-    batch_size: int
-    num_kv_heads: int = 8
-    group: int = 4
-    head_dim: int = 128
-    context_len: int = 16_384
-    page_len: int = 16
-    budget_len: int = 1_024
-
-    @property
-    def max_pages(self) -> int:
-        """Pages of a sequence."""
-        return -(-self.context_len // self.page_len)
-
-    @property
-    def num_blocks(self) -> int:
-        """Pages read."""
-        return -(-self.budget_len // self.page_len)
-
-    @property
-    def dense_bytes(self) -> int:
-        """Bytes of the keys and values of all tokens, in bfloat16."""
-        return 4 * self.batch_size * self.num_kv_heads * self.context_len * self.head_dim
-
-    @property
-    def topk_bytes(self) -> int:
-        """Bytes of all page means and of the keys and values of the selected pages, in bfloat16."""
-        rows = self.batch_size * self.num_kv_heads * self.head_dim
-        if self.num_blocks >= self.max_pages:
-            return self.dense_bytes
-        return rows * (2 * self.max_pages + 4 * self.num_blocks * self.page_len)
-
-
-def make_cache(shape: Shape, seed: int = 0) -> tuple[jax.Array, ...]:
+def make_cache(shape: Shape, seed: int = 0, max_pool_bytes: int = MAX_POOL_BYTES) -> tuple[jax.Array, ...]:
     """Return q, key_pages, value_pages, key_means, page_table, lengths in random bfloat16."""
+    return cache_maker(shape, max_pool_bytes)(jax.random.key(seed))
+
+
+def cache_maker(shape: Shape, max_pool_bytes: int = MAX_POOL_BYTES) -> Any:
+    """Return the jitted function of a key that makes a cache."""
     page_bytes = 2 * shape.num_kv_heads * shape.page_len * shape.head_dim
-    num_pages = min(shape.batch_size * shape.max_pages, MAX_POOL_BYTES // page_bytes)
-    return _make(jax.random.key(seed), shape, num_pages)
+    num_pages = min(shape.batch_size * shape.max_pages, max_pool_bytes // page_bytes)
+    return jax.jit(partial(_make, shape=shape, num_pages=num_pages))
 
 
-@partial(jax.jit, static_argnums=(1, 2))
 def _make(key: jax.Array, shape: Shape, num_pages: int) -> tuple[jax.Array, ...]:
     keys = jax.random.split(key, 5)
     pool = (num_pages, shape.num_kv_heads, shape.page_len, shape.head_dim)
@@ -106,14 +64,21 @@ def median_s(step: Callable[..., Any], *arguments: Any) -> float:
     return statistics.median(runs)
 
 
-def kernels_s(step: Callable[..., Any], *arguments: Any) -> float | None:
-    """Return the seconds that the kernels of one call take by the device's events, the median; None without CUPTI."""
+def kernels_s(step: Callable[..., Any], *arguments: Any) -> dict[str, float] | None:
+    """Return the seconds of each kernel of one call by the device's events, medians; None without CUPTI."""
     if jax.default_backend() != "gpu":
         return None
     profiler: Any = importlib.import_module("jax.experimental.mosaic.gpu.profiler")
     jax.block_until_ready(step(*arguments))
-    _, runs = profiler.measure(step, iterations=NUM_RUNS)(*arguments)
-    return 1e-3 * statistics.median(runs)
+    _, calls = profiler.measure(step, iterations=NUM_RUNS, aggregate=False)(*arguments)
+    runs: dict[str, list[float]] = {}
+    for call in calls:
+        in_call: dict[str, float] = {}
+        for name, milliseconds in call:
+            in_call[name] = in_call.get(name, 0.0) + 1e-3 * milliseconds
+        for name, seconds in in_call.items():
+            runs.setdefault(name.removesuffix("_mosaic_gpu_kernel"), []).append(seconds)
+    return {name: statistics.median(seconds) for name, seconds in runs.items()}
 
 
 def worst_error(result: BlockTopKResult, wanted: BlockTopKResult) -> tuple[float, float]:

@@ -16,7 +16,8 @@ import jax
 
 from pallas_kernels import block_topk_decode, paged_decode
 from pallas_kernels._mosaic_gpu_tuning import Tuning, key_of, table_file
-from pallas_kernels.benchmarks._measure import Shape, make_cache, median_s
+from pallas_kernels.benchmarks._measure import make_cache, median_s
+from pallas_kernels.benchmarks._shape import Shape
 
 SHAPES = [
     Shape(batch_size=batch, group=group, context_len=context)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ def oracle(spec: AttentionSpec, q: jax.Array, cache: PagedCache, layer: int) -> 
             counts = {"budget_len": budget_len, "sink_len": sink_len, "local_len": local_len}
             return reference_topk_decode(q, *pages, table, lengths, **counts).out
         case BlockTopK() | Quest():
-            blocks = {
+            blocks: dict[str, Any] = {
                 "num_blocks": spec.num_pages,
                 "num_sink_blocks": spec.num_sink_pages,
                 "num_local_blocks": spec.num_local_pages,

@@ -1,5 +1,6 @@
 """Random paged caches whose unused slots, pages and table entries are poisoned; and caches of real sizes."""
 
+import itertools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import _dispatch, page_bounds, page_means
+from pallas_kernels import _dispatch, dequantise_pages, page_bounds, page_means, quantise_pages
 from pallas_kernels._reference import reference_key_bounds, reference_key_means
 
 
@@ -21,6 +22,8 @@ class Case(NamedTuple):
     key_bounds: Any
     page_table: Any
     lengths: Any
+    key_scales: Any = None
+    value_scales: Any = None
 
     def arguments(self, operation: str) -> tuple[Any, ...]:
         """The positional arguments of a public decode."""
@@ -30,6 +33,12 @@ class Case(NamedTuple):
             "paged_decode": (),
         }[operation]
         return (self.q, self.key_pages, self.value_pages, *summaries, self.page_table, self.lengths)
+
+    @property
+    def scales(self) -> dict[str, Any]:
+        """The keywords that go with quantised pages."""
+        names = ("key_scales", "value_scales")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def page_len(self) -> int:
@@ -47,7 +56,8 @@ class Layout(NamedTuple):
     num_kv_heads: int
     group: int
     head_dim: int
-    dtype: str
+    dtype: str  # of q, and of pages and summaries
+    page_dtype: str | None = None  # of quantised pages; `dtype` is then that of the scales
 
 
 TINY = Layout(4, 2, 3, 8, "float32")
@@ -60,13 +70,24 @@ LAYOUTS = [
     Layout(32, 1, 8, 64, "float32"),
     Layout(64, 3, 1, 64, "bfloat16"),
     Layout(128, 2, 2, 128, "float32"),
+    Layout(4, 2, 3, 8, "float32", "float8_e4m3fn"),
+    Layout(16, 1, 5, 64, "bfloat16", "int8"),
 ]
-INTERPRETED_LAYOUTS = [Layout(16, 1, 5, 64, "bfloat16"), Layout(32, 1, 8, 128, "float32")]
+INTERPRETED_LAYOUTS = [
+    Layout(16, 1, 5, 64, "bfloat16"),
+    Layout(32, 1, 8, 128, "float32"),
+    Layout(16, 1, 5, 64, "float32", "int8"),
+    Layout(32, 1, 2, 128, "bfloat16", "float8_e4m3fn"),
+]
 DEVICE_LAYOUTS = [
     Layout(page_len, [2, 1, 3][group % 3], group, [64, 128][(group + page_len // 32) % 2], dtype)
     for page_len in (16, 32, 64, 128)
     for group in range(1, 9)
     for dtype in (("bfloat16", "float32") if group in (1, 4, 5) else ("bfloat16",))
+] + [
+    Layout(page_len, 2, 4, [64, 128][page_len // 32 % 2], dtype, page_dtype)
+    for page_len in (16, 32, 128)
+    for dtype, page_dtype in itertools.product(("bfloat16", "float32"), ("int8", "float8_e4m3fn"))
 ]
 # (batch_size, context [tokens], layout): what Qwen3 is decoded with, one sequence to what fits.
 REAL_SIZES = [
@@ -77,6 +98,8 @@ REAL_SIZES = [
         Layout(64, 8, 5, 128, "bfloat16"),
         Layout(32, 8, 2, 128, "bfloat16"),
         Layout(32, 2, 6, 64, "float32"),
+        Layout(16, 8, 4, 128, "bfloat16", "int8"),
+        Layout(32, 8, 4, 128, "bfloat16", "float8_e4m3fn"),
     )
 ]
 COUNTS: list[dict[str, Any]] = [
@@ -100,7 +123,7 @@ class Effort(NamedTuple):
     def layouts(self) -> list[Layout]:
         """What the implementation runs; what it does not, it refuses by name (`unsupported`)."""
         if not self.is_native:
-            layouts = INTERPRETED_LAYOUTS[: self.level + 1]
+            layouts = INTERPRETED_LAYOUTS[: None if self.level else 1]
         else:
             layouts = DEVICE_LAYOUTS if self.level == 2 else LAYOUTS
         return [layout for layout in layouts if self.runs(layout)]
@@ -113,7 +136,8 @@ class Effort(NamedTuple):
         """Return whether the implementation says that it runs this layout, with a window if one is given."""
         if self.implementation == "xla":
             return True
-        pages = jnp.zeros((1, layout.num_kv_heads, layout.page_len, layout.head_dim), layout.dtype)
+        pages = jnp.zeros((1, layout.num_kv_heads, layout.page_len, layout.head_dim))
+        pages = pages.astype(layout.page_dtype or layout.dtype)
         q = jnp.zeros((1, layout.num_kv_heads * layout.group, layout.head_dim), layout.dtype)
         module = _dispatch._load(self.implementation)
         return module is not None and module.unsupported(q, pages, jnp.zeros((1, 1), jnp.int32), **options) is None
@@ -145,7 +169,7 @@ class Effort(NamedTuple):
 
 def make_case(lengths: list[int], layout: Layout = TINY, *, max_pages: int = 6, seed: int = 0) -> Case:
     """Make a cache of random keys and values; what no sequence holds is NaN, or a page id out of range."""
-    page_len, num_kv_heads, group, head_dim, dtype = layout
+    page_len, num_kv_heads, group, head_dim, dtype, page_dtype = layout
     rng = np.random.default_rng(seed)
     batch_size = len(lengths)
     num_pages = batch_size * max_pages + 3
@@ -158,12 +182,27 @@ def make_case(lengths: list[int], layout: Layout = TINY, *, max_pages: int = 6, 
             table[b, m] = page = next(ids)
             held = min(page_len, length - m * page_len)
             pools[:, page, :, :held] = rng.normal(size=(2, num_kv_heads, held, head_dim))
-    key_pages, value_pages = jnp.asarray(pools, dtype)
+    scales: tuple[jax.Array, ...] = ()
+    if page_dtype:
+        # A step is a fortieth, give or take; what is not held is NaN, in integers their smallest.
+        scales = tuple(
+            jnp.asarray(np.where(np.isnan(pools[..., 0]), np.nan, rng.uniform(0.02, 0.03, pools.shape[:-1])), dtype)
+        )
+        pools = pools * 40
+    key_pages, value_pages = _poisoned(pools, page_dtype) if page_dtype else jnp.asarray(pools, dtype)
     page_table, length_array = jnp.asarray(table, "int32"), jnp.asarray(lengths, "int32")
-    means = jnp.asarray(reference_key_means(key_pages, page_table, length_array), dtype)
-    bounds = jnp.asarray(reference_key_bounds(key_pages, page_table, length_array), dtype)
+    held = {"page_table": page_table, "lengths": length_array, "key_scales": scales[0] if scales else None}
+    means = jnp.asarray(reference_key_means(key_pages, **held), dtype)
+    bounds = jnp.asarray(reference_key_bounds(key_pages, **held), dtype)
     q = jnp.asarray(rng.normal(size=(batch_size, num_kv_heads * group, head_dim)), dtype)
-    return Case(q, key_pages, value_pages, means, bounds, page_table, length_array)
+    return Case(q, key_pages, value_pages, means, bounds, page_table, length_array, *scales)
+
+
+def _poisoned(pools: np.ndarray, dtype: str) -> jax.Array:
+    """Return the pools in a dtype of quantised pages; NaN becomes what is not to be read."""
+    if dtype == "int8":
+        return jnp.asarray(np.where(np.isnan(pools), -128, np.clip(np.round(pools), -127, 127)), dtype)
+    return jnp.asarray(pools).astype(dtype)
 
 
 def edge_lengths(page_len: int, max_pages: int) -> list[int]:
@@ -175,7 +214,7 @@ def edge_lengths(page_len: int, max_pages: int) -> list[int]:
 @partial(jax.jit, static_argnames=("batch_size", "layout", "max_pages", "min_len"))
 def make_large_case(key: jax.Array, *, batch_size: int, layout: Layout, max_pages: int, min_len: int = 0) -> Case:
     """Make a cache on the device, of ragged lengths and with all pages of the pool in use; unused slots are NaN."""
-    page_len, num_kv_heads, group, head_dim, dtype = layout
+    page_len, num_kv_heads, group, head_dim, dtype, page_dtype = layout
     keys = jax.random.split(key, 5)
     num_pages = batch_size * max_pages
     lengths = jax.random.randint(keys[0], (batch_size,), min_len, max_pages * page_len + 1)
@@ -190,5 +229,12 @@ def make_large_case(key: jax.Array, *, batch_size: int, layout: Layout, max_page
         for pool_key in keys[2:4]
     )
     q = jax.random.normal(keys[4], (batch_size, num_kv_heads * group, head_dim), dtype)
-    means = page_means(key_pages, held).astype(dtype)
-    return Case(q, key_pages, value_pages, means, page_bounds(key_pages, held), page_table, lengths)
+    scales: tuple[jax.Array, ...] = ()
+    entries = key_pages
+    if page_dtype:
+        (key_pages, key_scales), (value_pages, value_scales) = (
+            quantise_pages(pool, page_dtype, scale_dtype=dtype) for pool in (key_pages, value_pages)
+        )
+        entries, scales = dequantise_pages(key_pages, key_scales).astype(dtype), (key_scales, value_scales)
+    means = page_means(entries, held).astype(dtype)
+    return Case(q, key_pages, value_pages, means, page_bounds(entries, held), page_table, lengths, *scales)

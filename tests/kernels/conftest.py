@@ -49,13 +49,14 @@ def effort_of(implementation: str, config: pytest.Config) -> Effort:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Fill in `implementation`, with every `layout` that it is tried with, or with the first for `one_layout`."""
+    """Fill in `implementation`, with every `layout` that it is tried with, or with the first (quantised) one."""
     if "implementation" not in metafunc.fixturenames:
         return
     efforts = {name: effort_of(name, metafunc.config) for name in implementations(metafunc.config)}
     for fixture, options in {
         "layout": lambda effort: effort.layouts,
         "one_layout": lambda effort: effort.layouts[:1],
+        "quantised_layout": lambda effort: [layout for layout in effort.layouts if layout.page_dtype][:1],
         "real_size": lambda effort: effort.real_sizes,
     }.items():
         if fixture in metafunc.fixturenames:

@@ -28,7 +28,7 @@ from tests.kernels.cases import Case
 # The one tolerance table of the room: absolute error against the float64 oracle, for unit-normal inputs.
 # float32: a few hundred terms of size 1 at eps 6e-8. bfloat16: weights and output are rounded to 8 bits (eps 4e-3),
 # and the oracle sees the same rounded inputs. The log-sum-exp is float32 throughout, but may be the sum of the rounded
-# weights: one weight of 8 bits is off by 2^-9.
+# weights: one weight of 8 bits is off by 2^-9. The dtype is that of q: quantised pages lose nothing in it.
 TOLERANCE = {"float32": 3e-6, "bfloat16": 2e-2}
 LSE_TOLERANCE = {"float32": 3e-6, "bfloat16": 4e-3}
 
@@ -65,7 +65,7 @@ def run(operation: str, implementation: str, case: Case, **options: Any) -> Any:
         # What a kernel leaves unwritten should show: outputs are likely to be allocated where these lay.
         for shape in (case.q.shape, case.q.shape, case.q.shape[:2]):
             jnp.full(shape, jnp.nan, case.q.dtype).delete()
-        return jax.block_until_ready(decode(*case.arguments(operation)))
+        return jax.block_until_ready(decode(*case.arguments(operation), **case.scales))
 
 
 def check_block_topk(implementation: str, case: Case, **counts: Any) -> None:
@@ -81,7 +81,7 @@ def check_quest(implementation: str, case: Case, **counts: Any) -> None:
 def check_paged(implementation: str, case: Case, **options: Any) -> None:
     """Check `paged_decode`, with or without a window, against the oracle: output and log-sum-exp."""
     got = run("paged_decode", implementation, case, **options)
-    wanted = reference_paged_decode(*case.arguments("paged_decode"), **options)
+    wanted = reference_paged_decode(*case.arguments("paged_decode"), **case.scales, **options)
     assert isinstance(got, DecodeResult)
     _check_result(got.out, got.lse, wanted.out, wanted.lse, case, f"paged_decode {options}")
 
@@ -103,7 +103,7 @@ def check_ties(implementation: str, case: Case, *, operations: tuple[str, ...] =
         bounds = jnp.stack([means, jnp.abs(means)], axis=2)
         tied = tied._replace(key_bounds=bounds)
         for operation in operations:
-            wanted = _ORACLES[operation](*tied.arguments(operation), **counts)
+            wanted = _ORACLES[operation](*tied.arguments(operation), **tied.scales, **counts)
             got = run(operation, implementation, tied, **counts)
             assert _as_lists(got.selected, case.max_pages) == wanted.read, f"{operation} {counts}: ties"
 
@@ -137,14 +137,14 @@ def check_same_bits(
     table = np.asarray(case.page_table)
     inside = (table >= 0) & (table < num_pages)
     place = np.argsort(order)[np.clip(table, 0, num_pages - 1)]
-    pools = ("key_pages", "value_pages", "key_means", "key_bounds")
+    pools = ("key_pages", "value_pages", "key_means", "key_bounds", *case.scales)
     moved = case._replace(
         page_table=jnp.asarray(np.where(inside, place, table), case.page_table.dtype),
         **{name: getattr(case, name)[order] for name in pools},
     )
     cleaned = case._replace(
         page_table=jnp.asarray(np.where(_held_pages(case), table, 0), case.page_table.dtype),
-        **{name: jnp.nan_to_num(getattr(case, name)) for name in pools},
+        **{name: _without_poison(getattr(case, name)) for name in pools},
     )
     for operation in operations:
         options = counts if operation in SELECTING else {}
@@ -192,7 +192,7 @@ def assert_close(got: Any, wanted: Any, tolerance: float, what: str) -> None:
 def _check_selecting(operation: str, implementation: str, case: Case, counts: dict[str, Any]) -> None:
     got = run(operation, implementation, case, **counts)
     assert isinstance(got, BlockTopKResult)
-    wanted = _ORACLES[operation](*case.arguments(operation), **counts)
+    wanted = _ORACLES[operation](*case.arguments(operation), **case.scales, **counts)
     what = f"{operation} {counts}"
     num_listed = min(counts["num_blocks"], case.max_pages)
     assert got.selected.shape == (case.q.shape[0], case.key_pages.shape[1], num_listed), what
@@ -204,9 +204,8 @@ def _check_selecting(operation: str, implementation: str, case: Case, counts: di
             assert listed == sorted(set(chosen)) + padding, f"{what}: {listed} at {b, k}, wanted {best + padding}"
             if chosen != best:
                 _check_swap(operation, wanted, case, b, k, chosen)
-    out, lse = reference_attend(
-        *case.arguments("paged_decode"), read=_slots(selected, case.page_len), scale=counts.get("scale")
-    )
+    read, scale = _slots(selected, case.page_len), counts.get("scale")
+    out, lse = reference_attend(*case.arguments("paged_decode"), read=read, scale=scale, **case.scales)
     _check_result(got.out, got.lse, out, lse, case, what)
 
 
@@ -228,7 +227,7 @@ def _check_swap(operation: str, wanted: Reference, case: Case, b: int, k: int, c
 def _check_result(out: jax.Array, lse: jax.Array, wanted: Any, wanted_lse: Any, case: Case, what: str) -> None:
     assert out.dtype == case.q.dtype, f"{what}: out is {out.dtype}, wanted {case.q.dtype}"
     assert lse.dtype == jnp.float32, f"{what}: lse is {lse.dtype}, wanted float32"
-    dtype = case.key_pages.dtype.name
+    dtype = case.q.dtype.name
     assert_close(out, wanted, TOLERANCE[dtype], f"{what}: out")
     assert_close(lse, wanted_lse, LSE_TOLERANCE[dtype], f"{what}: lse")
 
@@ -279,6 +278,11 @@ def _attend_exactly(case: Case, selected: jax.Array) -> tuple[jax.Array, jax.Arr
         q, table, length, pages = (array[None] for array in row)
         ids = jnp.take_along_axis(table[:, None, :], pages, axis=2, mode="clip")
         keys, values = (_xla.gather_heads(pool, ids).astype(jnp.float32) for pool in (case.key_pages, case.value_pages))
+        if case.scales:
+            keys, values = (
+                entries * _xla.gather_heads(scales, ids).astype(jnp.float32)[..., None]
+                for entries, scales in ((keys, case.key_scales), (values, case.value_scales))
+            )
         slots = pages[..., None] * case.page_len + jnp.arange(case.page_len, dtype=pages.dtype)[None, None, None]
         flat = (1, keys.shape[1], -1)
         mask = (slots < length[:, None, None, None]).reshape(flat)
@@ -287,6 +291,11 @@ def _attend_exactly(case: Case, selected: jax.Array) -> tuple[jax.Array, jax.Arr
         return out[0], lse[0]
 
     return jax.lax.map(attend, (case.q, case.page_table, case.lengths, selected))
+
+
+def _without_poison(pool: jax.Array) -> jax.Array:
+    """Return the pool with zeros for what `make_case` poisons it with."""
+    return jnp.where(pool == -128, 0, pool) if pool.dtype == jnp.int8 else jnp.where(jnp.isnan(pool), 0.0, pool)
 
 
 def _held_pages(case: Case) -> np.ndarray:

@@ -7,11 +7,13 @@ from jax.experimental import checkify
 
 from pallas_kernels import (
     append_bounds,
+    append_kv,
     block_topk_decode,
     check_page_ids,
     choose_pages,
     merge_partials,
     paged_decode,
+    quantise_pages,
     quest_decode,
 )
 from pallas_kernels._reference import reference_block_topk_decode, reference_quest_decode
@@ -59,8 +61,6 @@ def test_counts_and_scale(decode, arguments, counts, message):
 def test_shapes():
     with pytest.raises(ValueError, match="query heads must be a multiple of the KV heads; got N=5, K=2"):
         check_query(CASE.q[:, :5], CASE.key_pages, CASE.page_table, None)
-    with pytest.raises(ValueError, match="pages must be floating point"):
-        check_pages(CASE.key_pages.astype("int8"), CASE.value_pages.astype("int8"), CASE.page_table, CASE.lengths)
     with pytest.raises(ValueError, match="share the dtype"):
         paged_decode(*CASE._replace(value_pages=CASE.value_pages.astype("bfloat16")).arguments("paged_decode"))
     with pytest.raises(ValueError, match="window_len must be at least 1"):
@@ -73,6 +73,44 @@ def test_shapes():
         paged_decode(*DENSE, sink_len=4)
     with pytest.raises(ValueError, match="got sink_len=-1, window_len=4"):
         paged_decode(*DENSE, window_len=4, sink_len=-1)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "float8_e5m2"])
+def test_dtypes_of_pages(dtype):
+    pages = jnp.zeros((15, 2, 4, 8), dtype)
+    with pytest.raises(ValueError, match=rf"floating point .* or int8 or float8_e4m3fn with scales; got {dtype}"):
+        check_pages(pages, pages, CASE.page_table, CASE.lengths)
+    pages, scales = pages.astype("int8"), jnp.ones((15, 2, 4))
+    with pytest.raises(ValueError, match=r"value_scales must have shape \[R, K, P\] of key_pages = \(15, 2, 4\)"):
+        check_pages(pages, pages, CASE.page_table, CASE.lengths, scales, scales[:, :, :2])
+    with pytest.raises(ValueError, match=f"quantised pages are int8 or float8_e4m3fn; got dtype={dtype}"):
+        quantise_pages(CASE.q, dtype)
+
+
+@pytest.mark.parametrize(
+    "operation", [block_topk_decode, quest_decode, paged_decode, append_kv, reference_block_topk_decode]
+)
+def test_scales(operation):
+    pages, scales = CASE.key_pages.astype("float8_e4m3fn"), jnp.ones((15, 2, 4))
+    quantised = CASE._replace(key_pages=pages, value_pages=pages)
+    name = operation.__name__.removeprefix("reference_")
+
+    def call(case, key_scales, value_scales):
+        new = (CASE.key_means[:2],) * 2 if name == "append_kv" else ()
+        counts = {} if name in ("append_kv", "paged_decode") else {"num_blocks": 2}
+        arguments = case.arguments("block_topk_decode" if name == "append_kv" else name)
+        if name == "append_kv":
+            arguments = arguments[1:]
+        operation(*arguments, *new, **counts, key_scales=key_scales, value_scales=value_scales)
+
+    with pytest.raises(ValueError, match=r"come together; got shape \(15, 2, 4\) and None"):
+        call(quantised, scales, None)
+    with pytest.raises(ValueError, match="pages of float8_e4m3fn need key_scales and value_scales; got none"):
+        call(quantised, None, None)
+    with pytest.raises(ValueError, match="scales belong to pages of int8 or float8_e4m3fn; got pages of float32"):
+        call(CASE, scales, scales)
+    with pytest.raises(ValueError, match="key_scales must be bfloat16 or float32; got float16"):
+        call(quantised, scales.astype("float16"), scales)
 
 
 def test_summaries():

@@ -57,6 +57,15 @@ def test_nothing_but_what_is_read_counts_and_repeats_are_equal(implementation, o
     contract.check_same_bits(implementation, effort.case(one_layout, seed=5), operations=operations, **COUNTS[0])
 
 
+def test_quantised_pages_keep_the_contract(implementation, quantised_layout, effort):
+    """What the others check for one layout: a window, repeats, NaN in scales not held; and a budget over the table."""
+    case, page_len = effort.case(quantised_layout, seed=6), quantised_layout.page_len
+    if effort.runs(quantised_layout, window_len=1):
+        contract.check_paged(implementation, case, window_len=page_len + 1, sink_len=page_len // 2)
+    contract.check_full_budget(implementation, case, operations=("block_topk_decode",))
+    contract.check_same_bits(implementation, case, operations=("block_topk_decode", "paged_decode"), **COUNTS[0])
+
+
 def test_real_sizes_equal_xla(implementation, real_size, key):
     batch_size, context_len, layout = real_size
     max_pages = context_len // layout.page_len

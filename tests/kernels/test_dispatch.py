@@ -10,7 +10,7 @@ import pytest
 
 from pallas_kernels import _dispatch, _xla, append_kv, block_topk_decode, paged_decode
 from pallas_kernels._interpret import gpu_params, interpreted, tpu_params
-from tests.kernels.cases import Case, make_case
+from tests.kernels.cases import TINY, Case, Layout, make_case
 
 CASE = make_case([5, 9, 0])
 DENSE = CASE.arguments("paged_decode")
@@ -51,14 +51,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 @pytest.mark.parametrize(
     ("platform", "capability", "mesh_axes", "wanted"),
     [
-        ("cpu", None, {}, "xla"),
-        ("tpu", None, {}, "mosaic_tpu"),
-        ("gpu", "9.0", {}, "mosaic_gpu"),
-        ("gpu", "10.3", {}, "mosaic_gpu"),
-        ("gpu", "8.6", {}, "triton"),
-        ("gpu", "gfx942", {}, "triton"),
-        ("tpu", None, {"x": 2}, "xla"),
-        ("tpu", None, {"x": 1}, "mosaic_tpu"),
+        ("cpu", None, {}, ()),
+        ("tpu", None, {}, ("mosaic_tpu",)),
+        ("gpu", "9.0", {}, ("mosaic_gpu", "triton")),
+        ("gpu", "10.3", {}, ("mosaic_gpu", "triton")),
+        ("gpu", "8.6", {}, ("triton",)),
+        ("gpu", "gfx942", {}, ("triton",)),
+        ("tpu", None, {"x": 2}, ()),
+        ("tpu", None, {"x": 1}, ("mosaic_tpu",)),
     ],
 )
 def test_the_fastest_for_the_device(monkeypatch, platform, capability, mesh_axes, wanted):
@@ -66,7 +66,7 @@ def test_the_fastest_for_the_device(monkeypatch, platform, capability, mesh_axes
     monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
     mesh = jax.sharding.AbstractMesh(tuple(mesh_axes.values()), tuple(mesh_axes))
     with jax.sharding.use_abstract_mesh(mesh):
-        assert _dispatch._fastest() == wanted
+        assert _dispatch._by_speed() == wanted
 
 
 def test_no_name_takes_the_fastest_that_can_run_this(fake):
@@ -88,6 +88,20 @@ def test_no_name_takes_the_fastest_that_can_run_this(fake):
         )
         assert len(fake.shapes) == 2
         assert fake.asked == {"summaries": (21, 2, 8), "num_blocks": 2}
+
+
+def test_on_hopper_triton_comes_before_xla(monkeypatch):
+    modules = {"mosaic_gpu": Fake("no"), "triton": Fake()}
+    monkeypatch.setattr(_dispatch, "_load", modules.get)
+    case = make_case([5, 9, 0], Layout(4, 2, 3, 8, "float32", "int8"))
+    with _dispatch.targeting("cuda"):
+        jax.eval_shape(partial(paged_decode, window_len=3), *DENSE)
+        jax.eval_shape(partial(block_topk_decode, num_blocks=2), *case.arguments("block_topk_decode"), **case.scales)
+        assert modules["mosaic_gpu"].asked == modules["triton"].asked == {"summaries": (21, 2, 8), "num_blocks": 2}
+        assert modules["triton"].shapes == [(3, 21)] * 2
+        modules["triton"].refuses = "no"
+        assert jax.eval_shape(paged_decode, *DENSE).shape == (3, 6, 8)
+    assert (modules["mosaic_gpu"].shapes, modules["triton"].shapes) == ([], [(3, 21)] * 2)
 
 
 def test_a_named_implementation_never_falls_back(fake):
@@ -144,9 +158,12 @@ def test_the_switch_is_part_of_the_key_of_jit():
     assert not gpu_params()
 
 
-STACKED = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(make_case([5, 24, 17], seed=seed) for seed in range(4)))
-FIRST = jax.tree.map(lambda leaf: leaf[0], STACKED)
-SHARED = {"key_pages", "value_pages", "key_means", "key_bounds"}
+def stack(layout: Layout) -> Case:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(make_case([5, 24, 17], layout, seed=i) for i in range(4)))
+
+
+STACKED, QUANTISED = stack(TINY), stack(TINY._replace(page_dtype="int8"))
+SHARED = {"key_pages", "value_pages", "key_means", "key_bounds", "key_scales", "value_scales"}
 
 
 def axes(*mapped: str) -> Case:
@@ -154,26 +171,22 @@ def axes(*mapped: str) -> Case:
 
 
 @pytest.mark.parametrize(
-    ("mapped", "shape"),
+    ("whole", "mapped", "shape"),
     [
-        (set(Case._fields), (12, 84)),
-        (set(Case._fields) - SHARED, (12, 21)),
-        ({"q"}, (12, 21)),
-        ({"page_table", "key_means"}, (12, 84)),
+        (QUANTISED, set(Case._fields), (12, 84)),
+        (STACKED, set(Case._fields) - SHARED, (12, 21)),
+        (QUANTISED, {"q"}, (12, 21)),
+        (STACKED, {"page_table", "key_means"}, (12, 84)),
     ],
     ids=lambda part: "+".join(sorted(part)) if isinstance(part, set) else "",
 )
-def test_vmap_is_one_call_of_a_larger_batch(fake, mapped, shape):
-    case = Case(
-        *(
-            stacked if name in mapped else first
-            for name, stacked, first in zip(Case._fields, STACKED, FIRST, strict=True)
-        )
-    )
+def test_vmap_is_one_call_of_a_larger_batch(fake, whole, mapped, shape):
+    first = jax.tree.map(lambda leaf: leaf[0], whole)
+    case = first._replace(**{name: getattr(whole, name) for name in mapped})
 
     def decode(case, implementation):
         counts = {"num_blocks": 3, "implementation": implementation, "return_residuals": True}
-        return block_topk_decode(*case.arguments("block_topk_decode"), **counts)
+        return block_topk_decode(*case.arguments("block_topk_decode"), **case.scales, **counts)
 
     with interpreted():
         got = jax.jit(jax.vmap(lambda case: decode(case, "mosaic_tpu"), in_axes=(axes(*mapped),)))(case)

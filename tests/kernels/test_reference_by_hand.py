@@ -1,6 +1,7 @@
 """The oracle against cases worked out by hand."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,22 @@ def test_the_log_sum_exp_includes_the_scale_and_what_was_selected_only():
     assert math.exp(found.lse.item()) == pytest.approx(5, rel=1e-6)
 
 
+def test_scales_multiply_keys_and_values():
+    # Keys 2 * ln 3 / 2 and 0, values 4 * 2 and 8 * 0.5: logits ln 3 and 0, values 8 and 4, as in the first case above.
+    keys, values = pages_of(2, 0, page_len=2).astype("int8"), pages_of(4, 8, page_len=2).astype("int8")
+    table, lengths = jnp.array([[0]]), jnp.array([2])
+    scales: dict[str, Any] = {
+        "key_scales": jnp.array([[[math.log(3) / 2, 7]]]),
+        "value_scales": jnp.array([[[2.0, 0.5]]]),
+    }
+    out, lse, *_ = reference_paged_decode(jnp.ones((1, 1, 1)), keys, values, table, lengths, **scales)
+    assert out.item() == pytest.approx(7, rel=1e-6)
+    assert lse.item() == pytest.approx(math.log(4), rel=1e-6)
+    held = {"page_table": table, "lengths": lengths, "key_scales": scales["key_scales"]}
+    assert reference_key_means(keys, **held).item() == pytest.approx(math.log(3) / 2)
+    assert reference_key_bounds(keys, **held).ravel().tolist() == pytest.approx([0, math.log(3)])
+
+
 def test_partials_merge_by_what_they_weigh():
     # Weights 3 and 1 of outputs 8 and 4: 7, as one decode of both. A part that read nothing counts nothing.
     out = jnp.array([8.0, jnp.nan, 4.0]).reshape(3, 1, 1, 1)
@@ -99,7 +116,7 @@ def test_block_selection(num_blocks: int, num_sinks: int, selected: list[int]):
     means, table, lengths = jnp.array([0.0, 5, 4, -9]).reshape(4, 1, 1), jnp.array([[0, 1, 2, 3]]), jnp.array([7])
     zeros, values = jnp.zeros((1, 1, 1)), pages_of(1, 1, 2, 2, 4, 4, 8, np.nan, page_len=2)
     q = jnp.ones((1, 1, 1))
-    kwargs = {"num_blocks": num_blocks, "num_sink_blocks": num_sinks}
+    kwargs: dict[str, Any] = {"num_blocks": num_blocks, "num_sink_blocks": num_sinks}
     assert reference_block_topk_decode(q, keys, values, means, table, lengths, **kwargs).read == [[selected]]
     # With q = 0 every weight is equal and every score ties: the lowest pages win.
     tied = reference_block_topk_decode(zeros, keys, values, means, table, lengths, num_blocks=2)

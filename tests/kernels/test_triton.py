@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import _triton
+from pallas_kernels import _dispatch, _triton
 from pallas_kernels._reference import _choose, reference_paged_decode
 from pallas_kernels._triton import Tuning, unsupported
+from pallas_kernels._triton_launch import float8_times_2_to_minus_8
 from pallas_kernels._triton_select import score_pages, select_pages
 from tests.kernels import contract
 from tests.kernels.cases import Layout, make_case
@@ -67,6 +68,23 @@ def test_block_topk_equals_the_oracle():
     contract.check_block_topk("triton", case, num_blocks=3, num_sink_blocks=1, num_local_blocks=0)
 
 
+def test_bits_of_float8_are_taken_apart_exactly():
+    codes = np.arange(256, dtype=np.uint8)
+    got = np.asarray(jax.jit(float8_times_2_to_minus_8)(jnp.asarray(codes.view(np.int8))), "float32") * 2.0**8
+    wanted = codes.view(jnp.float8_e4m3fn).astype("float32")
+    np.testing.assert_array_equal(got, np.where(np.isnan(wanted), np.copysign(480, wanted), wanted))
+
+
+def test_quantised_pages_equal_the_oracle():
+    # Three steps of 16 tokens, of which pages of 24 hold one and a half.
+    layout = Layout(24, 2, 3, 64, "bfloat16", "float8_e4m3fn")
+    case = make_case([0, 1, 2 * 24 - 1], layout, max_pages=2)
+    got = contract.run("paged_decode", "triton", case, tuning=Tuning(num_splits=1, tokens_per_step=16))
+    wanted = reference_paged_decode(*case.arguments("paged_decode"), **case.scales)
+    contract.assert_close(got.out, wanted.out, contract.TOLERANCE["bfloat16"], "out")
+    contract.assert_close(got.lse, wanted.lse, contract.LSE_TOLERANCE["bfloat16"], "lse")
+
+
 def test_windows_in_parts_equal_the_oracle():
     # The widest group, padded to nothing; pages that are no power of two, and cut by steps.
     layout = Layout(24, 2, 16, 64, "float32")
@@ -80,11 +98,15 @@ def test_windows_in_parts_equal_the_oracle():
     contract.assert_close(got.lse, wanted.lse, contract.LSE_TOLERANCE["float32"], "lse")
 
 
-@pytest.mark.parametrize(("dtype", "page_len", "group"), [("float16", 128, 16), ("float32", 48, 5)])
-def test_lowers_for_a_gpu(dtype, page_len, group):
+@pytest.mark.parametrize(
+    ("dtype", "page_dtype", "page_len", "group"),
+    [("float16", None, 128, 16), ("float32", "int8", 48, 5), ("bfloat16", "float8_e4m3fn", 16, 4)],
+)
+def test_lowers_for_a_gpu(dtype, page_dtype, page_len, group):
     """JAX accepts every operation of the kernels, and its warning of the backend's end raises no error."""
     head_dim, max_pages = 128, 1000
-    pages = shape(900, 2, page_len, head_dim, dtype=dtype)
+    pages = shape(900, 2, page_len, head_dim, dtype=page_dtype or dtype)
+    scales = dict.fromkeys(("key_scales", "value_scales"), shape(900, 2, page_len)) if page_dtype else {}
     table, lengths = shape(3, max_pages, dtype="int32"), shape(3, dtype="int32")
     q, probe = shape(3, 2 * group, head_dim, dtype=dtype), shape(3, 2, 2 * head_dim, dtype="float32")
     arrays = q, pages, pages, probe, shape(900, 2, 2 * head_dim, dtype=dtype), table, lengths
@@ -96,7 +118,7 @@ def test_lowers_for_a_gpu(dtype, page_len, group):
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA A100", num_cores=None, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)):
         for kernels, (decode, shapes, options) in decodes.items():
-            traced = jax.jit(partial(decode, scale=0.1, **options)).trace(*shapes)
+            traced = jax.jit(partial(decode, scale=0.1, **options)).trace(*shapes, **scales)
             program = traced.lower(lowering_platforms=("cuda",)).as_text()
             assert program.count("stablehlo.custom_call @") == len(kernels)
             assert all(f"triton{name}" in program for name in kernels)
@@ -106,7 +128,7 @@ def test_work_is_cut_where_rows_are_few():
     assert _triton._num_splits(64 * 8, 16) <= 4
     assert _triton._num_splits(8, 1024) * 8 >= 4 * _triton._DEFAULT_SMS
     assert _triton._num_splits(8, 3) == 1  # too short to be worth it
-    assert _triton._tokens_per_step(jnp.zeros((1, 1, 16, 128), "bfloat16")) == 64
+    assert _triton._tokens_per_step(128, jnp.dtype("bfloat16")) == 64
 
 
 def reason(*arrays: jax.ShapeDtypeStruct, summaries: jax.ShapeDtypeStruct | None = None, **options: int) -> str | None:
@@ -127,9 +149,9 @@ def test_unsupported_says_why():
     q, pages, table = good
     cases = {
         "head_dim 64 or 128; got 96": (shape(4, 16, 96), shape(99, 4, 16, 96), table),
-        "pages of bfloat16, float16, float32; got float8_e4m3fn": (
+        "pages of bfloat16, float16, float32, int8, float8_e4m3fn; got float8_e5m2": (
             q,
-            shape(99, 4, 16, 128, dtype="float8_e4m3fn"),
+            shape(99, 4, 16, 128, dtype="float8_e5m2"),
             table,
         ),
         "at most 16 query heads for each KV head; got 17": (shape(4, 68, 128), pages, table),
@@ -139,6 +161,25 @@ def test_unsupported_says_why():
     long = shape(4, 2**16, dtype="int32")
     assert reason(q, pages, long) is None
     assert "selection among at most 32768 pages" in str(reason(q, pages, long, summaries=shape(99, 4, 128)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "page_dtype", "window_len", "runs"),
+    [
+        ("float32", "float32", None, True),
+        ("bfloat16", "bfloat16", 100, True),
+        ("bfloat16", "int8", None, True),
+        ("bfloat16", "float8_e4m3fn", None, True),
+        ("float32", "float8_e5m2", None, False),
+    ],
+)
+def test_what_mosaic_cannot_run_on_hopper_comes_here(dtype, page_dtype, window_len, runs):
+    shapes = shape(4, 16, 128, dtype=dtype), shape(99, 4, 16, 128, dtype=page_dtype), shape(4, 1024, dtype="int32")
+    chosen = []
+    with _dispatch.targeting("cuda"):
+        asked = {"window_len": window_len, "sink_len": 0}
+        jax.eval_shape(lambda *arrays: chosen.append(_dispatch._choose(None, None, arrays, asked)), *shapes)
+    assert chosen == ["triton" if runs else "xla"]
 
 
 @pytest.mark.parametrize(("capability", "runs"), [("7.5", False), ("8.0", True), ("8.9", True), ("gfx942", False)])
