@@ -25,6 +25,6 @@ for size in 7M 1.7M 0.6M 0.1M; do
 done
 for pid in "${pids[@]}"; do wait "$pid"; done
 for size in 7M 1.7M 0.6M 0.1M; do
-  "$python" -m kinetics_jax.cli compact "$out/shards/$size" --target "$out/Kinetics-Mini-$size.parquet" &
+  "$python" -m kinetics_jax.cli traces compact "$out/shards/$size" --out "$out/Kinetics-Mini-$size.parquet" &
 done
 wait

@@ -8,7 +8,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from ._pass_at_k import pass_at_k, require
+from ._pass_at_k import pass_at_k
+from ._require import existing, require
 
 
 def num_solved_at_len(
@@ -27,7 +28,7 @@ def num_solved_at_len(
         Right trials for each entry of the batch and each limit.
 
     Raises:
-        ValueError: If a `solved_len` is NaN (outside `jit`).
+        ValueError: If a `solved_len` is NaN or negative, or a limit is NaN (outside `jit`).
 
     Example:
         >>> num_solved_at_len(np.array([[3.0, 8.0, np.inf]]), np.array([4, 8])).tolist()
@@ -36,7 +37,13 @@ def num_solved_at_len(
     References:
         PAPER.md section 3.
     """
-    require(lambda lengths: ~np.isnan(lengths), (solved_len,), "solved_len must be a length or inf; got {}.")
+    exists = existing(mask, jnp.shape(solved_len))
+    require(
+        lambda lengths, exists: (lengths >= 0) | ~exists,
+        (solved_len, exists),
+        "solved_len must be a length or inf; got {}. Leave out what was not graded by the mask.",
+    )
+    require(lambda limits: ~np.isnan(limits), (limits,), "limits must be numbers of tokens; got {}.")
     solved_len, limits = jnp.asarray(solved_len, float), jnp.asarray(limits, float)
     is_solved = solved_len[..., None, :] <= limits.reshape((1,) * (solved_len.ndim - 1) + (-1, 1))
     if mask is not None:
@@ -60,7 +67,7 @@ def accuracy_at_len(
         The accuracy for each entry of the batch and each limit. Under `jit`, NaN where there is no trial.
 
     Raises:
-        ValueError: If an entry has no trial, or a `solved_len` is NaN (outside `jit`).
+        ValueError: If an entry has no trial, a `solved_len` is NaN or negative, or a limit is NaN (outside `jit`).
 
     Example:
         >>> accuracy_at_len(np.array([3.0, 8.0, np.inf, 1.0]), np.array([0, 4, 8])).tolist()
@@ -91,7 +98,8 @@ def coverage_at_len(
         Pass@k for each entry of the batch and each limit. Under `jit`, NaN where there are fewer than k trials.
 
     Raises:
-        ValueError: If an entry has fewer than k trials, or a `solved_len` is NaN (outside `jit`).
+        ValueError: If an entry has fewer than k trials, a `solved_len` is NaN or negative, or a limit is NaN (outside
+            `jit`).
 
     Example:
         >>> coverage_at_len(np.array([3.0, 8.0, np.inf, 9.0]), np.array([4, 8]), 2).tolist()

@@ -1,14 +1,12 @@
 """The chance that at least one of k trials is right, estimated without bias from n >= k trials."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
+
+from ._require import require
 
 
 def pass_at_k(
@@ -67,14 +65,3 @@ def _pass_at_k(c: Array, n: Array, k: Array) -> Array:
     most = jnp.max(drawn, initial=0).astype(jnp.int32)
     log_none = lax.fori_loop(0, most, add_draw, jnp.zeros_like(c))
     return jnp.where(is_valid, jnp.abs(jnp.expm1(log_none)), jnp.nan)  # abs: no -0.0
-
-
-def require(test: Callable[..., np.ndarray], arrays: tuple[ArrayLike, ...], message: str) -> None:
-    """Raise ValueError with the first entry where `test` fails, unless an array is traced (values unknown)."""
-    if any(isinstance(array, Tracer) for array in arrays):
-        return
-    values = np.broadcast_arrays(*map(np.asarray, arrays))
-    wrong = ~test(*values)
-    if wrong.any():
-        first = np.unravel_index(np.argmax(wrong), wrong.shape)
-        raise ValueError(message.format(*(value[first] for value in values)))

@@ -127,7 +127,7 @@ def _commands(
         "train": _train_command(model_spec.name, recipe),
         "sample": f"kinetics sample {model} --task {dense.task} --problems {dense.num_problems} "
         f"--trials {dense.num_trials} --out out/traces {attention}",
-        "compact": f"kinetics compact out/traces --target out/{model_spec.name}.parquet",
+        "compact": f"kinetics traces compact out/traces --out out/{model_spec.name}.parquet",
         "card": f"kinetics card {model}{'' if is_recorded else f' --traces {traces}'} --write",
     }
 

@@ -120,7 +120,7 @@ def _example(task: Task, questions: Sequence[Problem], shards: Path) -> dict[str
         "attention": best.attention,
         "problem": best.problem,
         "question": " ".join(words[token] for token in question.prompt_ids[-5:]),
-        "thought": " ".join(words[token] for token in best.output_ids),
+        "thought": " ".join(words[token] for token in best.output_ids or ()),
         "answer": best.answer,
         "right": best.score == 1.0,
     }

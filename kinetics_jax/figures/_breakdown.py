@@ -38,6 +38,7 @@ def cost_breakdown(
     batch_size: int | float | None = None,
     compute_dtype: str = "bfloat16",
     convention: Convention = "exact",
+    svg: bool = False,
 ) -> tuple[Path, Path]:
     """Draw each term's share of the eFLOPs ("add"), a bar for each attention method in a group for each model.
 
@@ -57,6 +58,7 @@ def cost_breakdown(
         batch_size: As in `request_cost`; None = weights are free.
         compute_dtype: As in `eflops`.
         convention: As in `request_cost`.
+        svg: Whether an SVG goes beside them.
 
     Returns:
         The paths of the PNG and the CSV.
@@ -107,7 +109,7 @@ def cost_breakdown(
         figure.legend(
             handles, labels, loc="outside lower center", ncols=len(labels), columnspacing=1.0, handlelength=1.0
         )
-        return save(figure, _rows(bills), path)
+        return save(figure, _rows(bills), path, svg=svg)
 
 
 def _eflops_by_term(cost: Cost, intensity: float) -> dict[str, float]:

@@ -1,30 +1,37 @@
-"""Accuracy against cost, one curve a model, with the best model shaded behind (PAPER.md Figs. 3, 4, 6)."""
+"""Accuracy against cost, one curve a model, with the best model shaded behind (PAPER.md Figs. 3, 4, 6, 12 to 20)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from kinetics_jax.cost import Combine
 from kinetics_jax.scaling import Allocation, Band, model_bands
 
 from ._style import (
     BAND_MARGIN,
-    PRICE_UNITS,
     curve_rows,
     house_style,
     new_figure,
     on_axis,
+    price_unit,
     save,
     set_spent_axis,
     short_names,
     size_styles,
     spent_label,
+    write_counts,
 )
 
+# Pale and broad: a curve that is the best lies on it, and is seen to.
+_ENVELOPE: dict[str, Any] = {"color": "#F0E442", "linewidth": 8, "zorder": 1.5, "solid_capstyle": "butt"}
 
-def long_cot_frontier(frontiers: Mapping[str, Allocation], path: str | Path) -> tuple[Path, Path]:
+
+def long_cot_frontier(
+    frontiers: Mapping[str, Allocation], path: str | Path, *, combine: Combine = "add", svg: bool = False
+) -> tuple[Path, Path]:
     """Draw Long-CoT accuracy and the best length against what was paid, one curve a model, with bands.
 
     Curves are cross-fitted, with a 90% bootstrap interval over problems; the largest bias of the naive estimate is
@@ -34,72 +41,108 @@ def long_cot_frontier(frontiers: Mapping[str, Allocation], path: str | Path) -> 
     Args:
         frontiers: One allocation a model, smallest model first (`scaling.model_frontiers`).
         path: Where the PNG goes; the CSV goes beside it.
+        combine: How eFLOPs were joined, for the words.
+        svg: Whether an SVG goes beside them.
 
     Returns:
         The paths of the PNG and the CSV.
 
     References:
-        PAPER.md section 5, Figs. 3 and 4.
+        PAPER.md section 5, Figs. 3, 4, 12, 15, 17 and 19.
     """
-    return _draw(frontiers, path, title="Long-CoT", what="gen_len", what_label="length limit chosen\n[tokens, mean]")
-
-
-def best_of_n_frontier(frontiers: Mapping[str, Allocation], path: str | Path) -> tuple[Path, Path]:
-    """Draw the Best-of-N solving rate and number of trials against what was paid, one curve a model, with bands.
-
-    Args:
-        frontiers: One allocation a model, smallest model first (`scaling.model_frontiers`).
-        path: Where the PNG goes; the CSV goes beside it.
-
-    Returns:
-        The paths of the PNG and the CSV.
-
-    References:
-        PAPER.md section 5, Fig. 6.
-    """
-    return _draw(frontiers, path, title="Best-of-N", what="num_trials", what_label="trials chosen\n[mean]")
-
-
-def _draw(
-    frontiers: Mapping[str, Allocation],
-    path: str | Path,
-    *,
-    title: str,
-    what: Literal["gen_len", "num_trials"],
-    what_label: str,
-) -> tuple[Path, Path]:
-    bands = model_bands(frontiers, margin=BAND_MARGIN)
-    price = next(iter(frontiers.values())).price
-    names = short_names(frontiers)
     styles = size_styles(list(frontiers))
     with house_style():
         figure = new_figure(7.0, 6.0)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
-        for model in _by_final_accuracy(frontiers):
-            _draw_curve(top, frontiers[model], styles[model], names[model])
+        bands = _draw_accuracy(top, frontiers, "Long-CoT", combine)
+        top.set_ylabel("accuracy (share of problems)")
+        _shade_bands(bottom, bands, styles)
         for model, frontier in frontiers.items():
             color, marker = styles[model]
-            bottom.plot(*on_axis(frontier, frontier.mean_choice(what)), color=color, marker=marker, markevery=8)
-        for axes in (top, bottom):
-            _shade_bands(axes, bands, styles)
-        bias = max(float(np.max(frontier.bias)) for frontier in frontiers.values())
-        top.set_title(
-            f"{title} priced in {PRICE_UNITS[price]}; shading: best model by 1 point\n"
-            f"cross-fitted, 90% interval; the naive estimate is up to {100 * bias:.1f} points higher",
-            loc="left",
-        )
-        set_spent_axis(top, frontiers.values())
-        _name_bands(top, bands, names, styles)
-        top.set_ylim(0, 1.08)
-        top.set_yticks(np.linspace(0, 1, 6))
-        top.set_ylabel("accuracy (share of problems)" if what == "gen_len" else "solving rate (share of problems)")
-        top.legend(title="model", loc="upper left", bbox_to_anchor=(1.0, 0.97))
+            lengths = frontier.mean_choice("gen_len")
+            bottom.plot(*on_axis(frontier, lengths), color=color, marker=marker, markevery=8)
         bottom.set_yscale("log", base=2)
         bottom.yaxis.set_major_formatter("{x:g}")
-        bottom.set_ylabel(what_label)
-        bottom.set_xlabel(spent_label(price))
-        rows = [row for model, frontier in frontiers.items() for row in curve_rows(frontier, {"model": model})]
-        return save(figure, rows, path)
+        bottom.set_ylabel("length limit chosen\n[tokens, mean]")
+        bottom.set_xlabel(spent_label(_price(frontiers), combine))
+        return save(figure, _rows(frontiers), path, svg=svg)
+
+
+def best_of_n_frontier(
+    frontiers: Mapping[str, Allocation], path: str | Path, *, combine: Combine = "add", svg: bool = False
+) -> tuple[Path, Path]:
+    """Draw the Best-of-N solving rate against what was paid, with the envelope, and below the trials it takes.
+
+    The envelope is the best solving rate of any model at a price or less. The lower panel has the number of trials
+    chosen, mean over the problems that are served, against the solving rate reached.
+
+    Args:
+        frontiers: One allocation a model, smallest model first (`scaling.model_frontiers`).
+        path: Where the PNG goes; the CSV goes beside it.
+        combine: How eFLOPs were joined, for the words.
+        svg: Whether an SVG goes beside them.
+
+    Returns:
+        The paths of the PNG and the CSV.
+
+    References:
+        PAPER.md section 5, Figs. 6, 13, 16, 18 and 20.
+    """
+    styles = size_styles(list(frontiers))
+    with house_style():
+        figure = new_figure(7.0, 6.6)
+        top, bottom = figure.subplots(2, 1, height_ratios=(2.0, 1))
+        top.plot(*_envelope(list(frontiers.values())), label="envelope", **_ENVELOPE)
+        _draw_accuracy(top, frontiers, "Best-of-N", combine)
+        top.set_ylabel("solving rate (share of problems)")
+        top.set_xlabel(spent_label(_price(frontiers), combine))
+        for model, frontier in frontiers.items():
+            color, marker = styles[model]
+            _, rate, trials = on_axis(frontier, np.asarray(frontier.accuracy), frontier.mean_choice("num_trials"))
+            bottom.plot(rate, trials, color=color, marker=marker, markevery=8)
+        bottom.set_yscale("log", base=2)
+        write_counts(bottom.yaxis)
+        bottom.set_xlim(0, 1)
+        bottom.set_ylabel("trials chosen\n[mean of problems served]")
+        bottom.set_xlabel("solving rate (share of problems)")
+        return save(figure, _rows(frontiers), path, svg=svg)
+
+
+def _draw_accuracy(axes: Axes, frontiers: Mapping[str, Allocation], title: str, combine: Combine) -> tuple[Band, ...]:
+    """Draw what both strategies share: curves with intervals, shading, names; return the bands."""
+    bands = model_bands(frontiers, margin=BAND_MARGIN)
+    names, styles = short_names(frontiers), size_styles(list(frontiers))
+    for model in _by_final_accuracy(frontiers):
+        _draw_curve(axes, frontiers[model], styles[model], names[model])
+    _shade_bands(axes, bands, styles)
+    bias = max(float(np.max(frontier.bias)) for frontier in frontiers.values())
+    axes.set_title(
+        f"{title} priced in {price_unit(_price(frontiers), combine)}; shading: best model by 1 point\n"
+        f"cross-fitted, 90% interval; the naive estimate is up to {100 * bias:.1f} points higher",
+        loc="left",
+    )
+    set_spent_axis(axes, frontiers.values())
+    _name_bands(axes, bands, names, styles)
+    axes.set_ylim(0, 1.08)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.legend(title="model", loc="upper left", bbox_to_anchor=(1.0, 0.97))
+    return bands
+
+
+def _envelope(frontiers: Sequence[Allocation]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best accuracy of any curve at a spending or less: spendings and accuracies, by rising spending."""
+    curves = [on_axis(frontier, np.asarray(frontier.accuracy)) for frontier in frontiers]
+    spending = np.unique(np.concatenate([spent for spent, _ in curves]))
+    lines = [np.interp(spending, spent, accuracy, left=0.0) for spent, accuracy in curves if spent.size]
+    return spending, np.maximum.accumulate(np.max(lines, axis=0))
+
+
+def _price(frontiers: Mapping[str, Allocation]) -> str:
+    return next(iter(frontiers.values())).price
+
+
+def _rows(frontiers: Mapping[str, Allocation]) -> list[dict[str, object]]:
+    return [row for model, frontier in frontiers.items() for row in curve_rows(frontier, {"model": model})]
 
 
 def _by_final_accuracy(frontiers: Mapping[str, Allocation]) -> list[str]:

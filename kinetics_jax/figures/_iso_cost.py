@@ -42,6 +42,7 @@ def iso_cost_contours(
     compute_dtype: str = "bfloat16",
     combine: Combine = "add",
     convention: Convention = "exact",
+    svg: bool = False,
 ) -> tuple[Path, Path]:
     """Draw lines of equal cost over model size and generated length: in FLOPs on the left, in eFLOPs on the right.
 
@@ -61,6 +62,7 @@ def iso_cost_contours(
         compute_dtype: As in `eflops`.
         combine: As in `eflops`.
         convention: As in `request_cost`.
+        svg: Whether an SVG goes beside them.
 
     Returns:
         The paths of the PNG and the CSV.
@@ -110,7 +112,7 @@ def iso_cost_contours(
     with house_style():
         named = int(np.flatnonzero(targets == named_eflops)[0])
         figure = _draw(left, right, specs, named, hardware.intensity(compute_dtype, kv_dtype))
-        return save(figure, [row for contours in (left, right) for row in _rows(contours, specs)], path)
+        return save(figure, [row for contours in (left, right) for row in _rows(contours, specs)], path, svg=svg)
 
 
 def _without_memory(hardware: HardwareSpec) -> HardwareSpec:

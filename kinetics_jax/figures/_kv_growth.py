@@ -31,7 +31,12 @@ _SPARE_STYLES = (("#E69F00", "X", 7.0), ("#666666", "<", 7.0), ("#8C5A13", ">", 
 
 
 def kv_per_token(
-    models: Iterable[ModelSpec], path: str | Path, *, kv_dtype: str = "bfloat16", weight_dtype: str = "bfloat16"
+    models: Iterable[ModelSpec],
+    path: str | Path,
+    *,
+    kv_dtype: str = "bfloat16",
+    weight_dtype: str = "bfloat16",
+    svg: bool = False,
 ) -> tuple[Path, Path]:
     """Draw KV bytes per token against the bytes of the weights, log-log, with a power law fitted to each family.
 
@@ -43,6 +48,7 @@ def kv_per_token(
         path: Where the PNG goes; the CSV goes beside it.
         kv_dtype: Dtype of the cache, a key of `DTYPES`; scales count.
         weight_dtype: Dtype of the weights, a key of `DTYPES`.
+        svg: Whether an SVG goes beside them.
 
     Returns:
         The paths of the PNG and the CSV.
@@ -83,7 +89,7 @@ def kv_per_token(
         figure.legend(handles, labels, title="family: exponent", loc="outside lower center", ncols=3, columnspacing=1.2)
         place_labels(axes, _names(specs, weight_bytes, kv_bytes, styles), lines=lines)
         rows = [_row(spec, weight_bytes[spec.name], kv_bytes[spec.name], laws[spec.family]) for spec in specs]
-        return save(figure, rows, path)
+        return save(figure, rows, path, svg=svg)
 
 
 def _kv_bytes(spec: ModelSpec, kv_dtype: str) -> float:

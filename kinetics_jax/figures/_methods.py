@@ -15,12 +15,13 @@ from ._style import METHOD_STYLES, house_style, new_figure, save
 _PAGE_STYLES = (("#D55E00", "^", "-"), ("#E69F00", "v", "--"), ("#CC79A7", "P", ":"))
 
 
-def methods_compared(points: Sequence[MethodPoint], path: str | Path) -> tuple[Path, Path]:
+def methods_compared(points: Sequence[MethodPoint], path: str | Path, *, svg: bool = False) -> tuple[Path, Path]:
     """Draw accuracy against KV budget for each attention method and page length, a panel a model, dense as a line.
 
     Args:
         points: One point a (model, attention) (`scaling.accuracy_by_budget`), smallest model first.
         path: Where the PNG goes; the CSV goes beside it.
+        svg: Whether an SVG goes beside them.
 
     Returns:
         The paths of the PNG and the CSV.
@@ -35,17 +36,18 @@ def methods_compared(points: Sequence[MethodPoint], path: str | Path) -> tuple[P
         raise ValueError("a comparison of methods needs points with a KV budget; got dense ones only")
     models = list(dict.fromkeys(point.model for point in points))
     with house_style():
-        figure = new_figure(max(5.0, 2.9 * len(models)), 3.9)
+        figure = new_figure(max(5.0, 2.9 * len(models)), 4.2)
         panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
         for axes, model in zip(panels, models, strict=True):
             _draw_panel(axes, [point for point in points if point.model == model])
             axes.set_title(model, loc="left")
+            axes.set_xlabel("KV budget [tokens a step]")
         panels[0].set_ylabel("accuracy at full length\n(share of trials, 90% interval)")
-        figure.supxlabel("KV budget [tokens read per step, layer and KV head]", fontsize=10)
         # One legend, in the order of the curves of the best model: the last panel.
         handles, labels = panels[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        return save(figure, [asdict(point) for point in points], path)
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.suptitle("Accuracy that each attention method keeps at a KV budget", fontsize=11)
+        return save(figure, [asdict(point) for point in points], path, svg=svg)
 
 
 def _draw_panel(axes: Axes, points: list[MethodPoint]) -> None:

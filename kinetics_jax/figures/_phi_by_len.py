@@ -27,6 +27,7 @@ def phi_by_len(
     kv_dtype: str = "bfloat16",
     compute_dtype: str = "bfloat16",
     convention: Convention = "exact",
+    svg: bool = False,
 ) -> tuple[Path, Path]:
     """Draw Phi, the eFLOPs of dense attention over the FLOPs of the weights, against length, with where it passes 1.
 
@@ -39,6 +40,7 @@ def phi_by_len(
         kv_dtype: As in `phi`.
         compute_dtype: As in `phi`.
         convention: As in `phi`.
+        svg: Whether an SVG goes beside them.
 
     Returns:
         The paths of the PNG and the CSV; a crossing is blank where attention outweighs the weights from the start.
@@ -98,7 +100,7 @@ def phi_by_len(
             for name, curve in curves.items()
             for length, value in zip(lengths.tolist(), curve.tolist(), strict=True)
         ]
-        return save(figure, rows, path)
+        return save(figure, rows, path, svg=svg)
 
 
 def _crossing(at_zero: float, at_one: float) -> float:

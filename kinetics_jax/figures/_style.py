@@ -1,4 +1,4 @@
-"""One look for all figures, and the only place that writes files: a PNG and the CSV it was drawn from."""
+"""One look for all figures, and the only place that writes files: a PNG (an SVG if wanted) and the CSV it came from."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,8 +13,9 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import Formatter, LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, Formatter, LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
 
+from kinetics_jax.cost import Combine
 from kinetics_jax.scaling import Allocation
 
 # Dark to light, in the order of model size: read correctly with any colour vision, and in grey.
@@ -29,9 +30,10 @@ METHOD_STYLES: Mapping[str, tuple[str, str, str]] = {
     "quest": ("Quest", "#CC79A7", "v"),
     "local": ("local window", "#009E73", "D"),
 }
-PRICE_UNITS = {"eflops": "eFLOPs", "flops": "FLOPs"}
 # Accuracy by which a new leader must be better: less is noise, and equal models would take turns.
 BAND_MARGIN = 0.01
+# Accuracy below which a curve is on the floor: the axis of costs starts where the first one leaves it.
+WORTH_DRAWING = 0.01
 
 _RC: dict[Any, Any] = {
     "font.size": 10,
@@ -48,7 +50,12 @@ _RC: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "figure.dpi": 160,
     "savefig.dpi": 160,
+    "svg.hashsalt": "kinetics",  # else the same picture gets other names inside at every run
 }
+
+
+class CannotWriteError(ValueError):
+    """Say that a figure could be drawn and not be written: no room, no right, no folder."""
 
 
 def size_styles(models: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -92,42 +99,51 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, rows: Sequence[Mapping[str, Any]], path: str | Path) -> tuple[Path, Path]:
+def save(
+    figure: Figure, rows: Sequence[Mapping[str, Any]], path: str | Path, *, svg: bool = False
+) -> tuple[Path, Path]:
     """Write the picture and its data beside each other: written whole under another name, then renamed.
 
     Args:
         figure: The picture.
         rows: Its data, one mapping a line; the keys of the first are the columns.
         path: Where the PNG goes; the CSV gets the same name. Missing folders are made.
+        svg: Whether an SVG goes beside them.
 
     Returns:
         The paths of the PNG and the CSV.
 
     Raises:
-        ValueError: If `path` does not end in .png or its folder cannot be written.
+        ValueError: If `path` does not end in .png.
+        CannotWriteError: If its folder cannot be written.
     """
     png = Path(path)
     if png.suffix != ".png":
         raise ValueError(f"a figure's path must end in .png (its data goes to the .csv beside); got {png.name!r}")
     table = png.with_suffix(".csv")
-    png_part, table_part = (target.with_name(f".{target.name}.part") for target in (png, table))
+    pictures = [png, *([png.with_suffix(".svg")] if svg else [])]
+    parts = {target: target.with_name(f".{target.name}.part") for target in (table, *pictures)}
     try:
         png.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot make the folder {png.parent}: {error.strerror}. Choose another one.") from error
+        raise CannotWriteError(f"cannot make the folder {png.parent}: {error.strerror}. Choose another one.") from error
     try:
-        with table_part.open("w", newline="", encoding="utf-8") as file:
+        with parts[table].open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
             writer.writeheader()
             writer.writerows(rows)
-        figure.savefig(png_part, format="png")
-        table_part.replace(table)
-        png_part.replace(png)
+        for picture in pictures:
+            kind = picture.suffix.removeprefix(".")
+            figure.savefig(parts[picture], format=kind, metadata={"Date": None} if kind == "svg" else None)
+        for target, part in parts.items():
+            part.replace(target)
     except OSError as error:
-        raise ValueError(f"cannot write {png}: {error.strerror}. Choose a folder that you may write to.") from error
+        raise CannotWriteError(
+            f"cannot write {png}: {error.strerror}. Choose a folder that you may write to."
+        ) from error
     finally:
-        png_part.unlink(missing_ok=True)
-        table_part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
     return png, table
 
 
@@ -148,26 +164,54 @@ def curve_rows(curve: Allocation, head: Mapping[str, Any]) -> list[dict[str, Any
     return [{**head, **dict(zip(columns, map(finite_or_blank, row), strict=True))} for row in values]
 
 
-def spent_label(price: str) -> str:
+def price_unit(price: str, combine: Combine) -> str:
+    """Return the unit of a price, with how compute and memory were joined where it is not by adding."""
+    if price == "flops":
+        return "FLOPs"
+    return "eFLOPs" if combine == "add" else "eFLOPs (max)" if combine == "max" else f"eFLOPs ({combine:g}-norm)"
+
+
+def spent_label(price: str, combine: Combine = "add") -> str:
     """Return the label of the axis that all cost curves share."""
-    return f"price of a request, mean of what held-out trials paid [{PRICE_UNITS[price]}]"
+    return f"price of a request, mean of what held-out trials paid [{price_unit(price, combine)}]"
 
 
 def set_spent_axis(axes: Axes, curves: Iterable[Allocation]) -> None:
-    """Make the cost axis logarithmic, from the first point of any curve to a little beyond the last."""
-    points = np.concatenate([on_axis(curve)[0] for curve in curves])
+    """Make the cost axis logarithmic, from where a curve first solves one in a hundred to a little beyond the last."""
+    spent, accuracy = np.concatenate([on_axis(curve, np.asarray(curve.accuracy)) for curve in curves], axis=1)
+    solving = accuracy >= WORTH_DRAWING
     axes.set_xscale("log")
-    axes.set_xlim(points.min() / 1.15, points.max() * 1.15)
-    name_powers(axes.xaxis, LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+    axes.set_xlim(spent[solving if solving.any() else ...].min() / 1.15, spent.max() * 1.15)
+    name_sci(axes.xaxis)
+
+
+def write_counts(axis: Axis) -> None:
+    """Write the numbers of a logarithmic axis of counts: powers of two and the halves between."""
+    axis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
+def name_sci(axis: Axis) -> None:
+    """Write a logarithmic axis in powers of ten. Call it when the limits stand."""
+    name_powers(axis, LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
 
 
 def name_powers(axis: Axis, formatter: Formatter) -> None:
-    """Write a logarithmic axis' powers of ten, and 2 and 5 times them where those are too few to read it by.
+    """Write a logarithmic axis' powers of ten, and multiples of them where those are too few to read it by.
 
     Call it when the limits stand.
     """
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 40 * low else (1.0,)))
+    tens = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    axis.set_major_locator(LogLocator())
+    if high < 40 * low:
+        for multiples in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.7, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)):
+            ticks = np.sort(np.outer(tens, multiples).ravel())
+            ticks = ticks[(low <= ticks) & (ticks <= high)]
+            axis.set_major_locator(FixedLocator(ticks.tolist()))
+            if ticks.size >= 2:
+                break
     axis.set_major_formatter(formatter)
     axis.set_minor_formatter(NullFormatter())
 

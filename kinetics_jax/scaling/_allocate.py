@@ -86,9 +86,26 @@ def allocate(
     References:
         PAPER.md section 3, Algorithms 1 and 2; errata 5 and 10.
     """
+    require_folds(tradeoff)
+    num_problems, num_candidates = tradeoff.cost.shape[1:]
+    num_padded = max(64, 1 << (num_candidates - 1).bit_length())
+    arrays = _allocate(
+        _pad_last(tradeoff.cost, num_padded, 1.0),
+        _pad_last(tradeoff.num_correct, num_padded, 0.0),
+        _pad_last(tradeoff.num_trials, num_padded, 1.0),
+        _pad_last(tradeoff.k, num_padded, 1.0),
+        np.int32(num_candidates),
+        _groups(tradeoff.difficulty) if price_over == "difficulty" else np.arange(num_problems, dtype=np.int32),
+        budgets,
+    )
+    return Allocation(budgets=budgets, candidates=tradeoff.candidates, price=tradeoff.price, **arrays)
+
+
+def require_folds(tradeoff: Tradeoff) -> None:
+    """Raise ValueError unless there are folds to choose on and to score on, each with the trials that are spent."""
     num_folds = tradeoff.cost.shape[0]
     if num_folds < 2:
-        raise ValueError(f"allocate chooses on some folds and scores on another; got {num_folds} fold. Use at least 2.")
+        raise ValueError(f"one part of the trials chooses, another scores; got {num_folds} fold. Use at least 2.")
     if not any(isinstance(leaf, Tracer) for leaf in (tradeoff.num_trials, tradeoff.k)):
         fewest, counts = np.asarray(tradeoff.num_trials).min((0, 1)), np.asarray(tradeoff.k)
         if np.any(fewest < counts):
@@ -96,21 +113,10 @@ def allocate(
                 f"every fold needs as many trials as a candidate spends; got folds of {fewest.min():.0f} and "
                 f"candidates of {counts.max():.0f} trials. Draw more trials, or use fewer folds or smaller counts."
             )
-    num_problems, num_candidates = tradeoff.cost.shape[1:]
-    num_padded = max(64, 1 << (num_candidates - 1).bit_length())
-    arrays = _allocate(
-        _pad_last(tradeoff.cost, num_padded, np.inf),
-        _pad_last(tradeoff.num_correct, num_padded, 0.0),
-        _pad_last(tradeoff.num_trials, num_padded, 1.0),
-        _pad_last(tradeoff.k, num_padded, 1.0),
-        tradeoff.difficulty if price_over == "difficulty" else np.arange(num_problems, dtype=np.int32),
-        budgets,
-    )
-    return Allocation(budgets=budgets, candidates=tradeoff.candidates, price=tradeoff.price, **arrays)
 
 
 def _pad_last(array: Array, size: int, value: float) -> Array | np.ndarray:
-    """Fill columns up to `size` (a power of two, so that few shapes compile) with what nobody can pay."""
+    """Fill columns up to `size` (a power of two, so that few shapes compile) with what nobody looks at."""
     xp = jnp if isinstance(array, Tracer) else np  # NumPy compiles nothing
     padding = [(0, 0)] * (array.ndim - 1) + [(0, size - array.shape[-1])]
     return xp.pad(xp.asarray(array), padding, constant_values=value)
@@ -131,22 +137,29 @@ def model_frontiers(tradeoff: Tradeoff, budgets: Float[Array, " X"]) -> dict[str
 
 @jax.jit
 def _allocate(
-    cost_FQC: Array, num_correct_FQC: Array, num_trials_FQC: Array, k_C: Array, kind_Q: Array, budgets_X: Array
+    cost_FQC: Array,
+    num_correct_FQC: Array,
+    num_trials_FQC: Array,
+    k_C: Array,
+    num_candidates: Array,
+    group_Q: Array,
+    budgets_X: Array,
 ) -> dict[str, Array]:
-    weighted_cost_FQC = cost_FQC * num_trials_FQC
-
-    def choosing(terms_FQC: Array) -> Array:
-        """Return what each choice may look at: first all folds (naive), then all but fold f."""
-        total = terms_FQC.sum(0, keepdims=True)
-        others = [terms_FQC[:fold].sum(0) + terms_FQC[fold + 1 :].sum(0) for fold in range(len(terms_FQC))]
-        return jnp.concatenate([total, jnp.stack(others)])
-
-    seen_trials = choosing(num_trials_FQC)
-    seen_value = pass_at_k(choosing(num_correct_FQC), seen_trials, jnp.broadcast_to(k_C, seen_trials.shape))
-    price = _sum_over_kind(choosing(weighted_cost_FQC), kind_Q) / _sum_over_kind(seen_trials, kind_Q)
-    choices = _best_affordable(price, seen_value, budgets_X)
+    num_folds = cost_FQC.shape[0]
+    # What each choice may look at: first all folds (naive), then all but fold f.
+    looks_at_SF = np.vstack([np.ones(num_folds), 1 - np.eye(num_folds)]).astype(np.float32)
+    seen_cost, seen_correct, seen_trials = jnp.einsum(
+        "sf,ifqc->isqc", looks_at_SF, jnp.stack([cost_FQC * num_trials_FQC, num_correct_FQC, num_trials_FQC])
+    )
+    # One call for both, and one below: compiling takes longer than running.
+    num_trials = jnp.concatenate([seen_trials, num_trials_FQC])
+    value = pass_at_k(
+        jnp.concatenate([seen_correct, num_correct_FQC]), num_trials, jnp.broadcast_to(k_C, num_trials.shape)
+    )
+    seen_value, held_out_FQC = value[: num_folds + 1], value[num_folds + 1 :]
+    group_cost, group_trials = jnp.split(_sum_over_group(jnp.concatenate([seen_cost, seen_trials]), group_Q), 2)
+    choices = _best_affordable(group_cost / group_trials, seen_value, num_candidates, budgets_X)
     fold_choice_FQX = choices[1:]
-    held_out_FQC = pass_at_k(num_correct_FQC, num_trials_FQC, jnp.broadcast_to(k_C, num_trials_FQC.shape))
     solved_QX = _at_choice(held_out_FQC, fold_choice_FQX).mean(0)
     paid_QX = _at_choice(cost_FQC, fold_choice_FQX).mean(0)
     return {
@@ -160,30 +173,45 @@ def _allocate(
     }
 
 
-def _sum_over_kind(values_SQC: Array, kind_Q: Array) -> Array:
-    """Give each problem the sum over the problems of its kind."""
-    group_Q = jnp.searchsorted(jnp.sort(kind_Q), kind_Q)
-    sums = jax.ops.segment_sum(jnp.swapaxes(values_SQC, 0, 1), group_Q, num_segments=kind_Q.shape[0])
+def _groups(kind_Q: Array) -> Array | np.ndarray:
+    """Number the kinds of problems from 0, in less than Q."""
+    if isinstance(kind_Q, Tracer):
+        return jnp.searchsorted(jnp.sort(kind_Q), kind_Q).astype(jnp.int32)
+    return np.unique(np.asarray(kind_Q), return_inverse=True)[1].astype(np.int32)
+
+
+def _sum_over_group(values_SQC: Array, group_Q: Array) -> Array:
+    """Give each problem the sum over the problems of its group."""
+    sums = jax.ops.segment_sum(jnp.swapaxes(values_SQC, 0, 1), group_Q, num_segments=group_Q.shape[0])
     return jnp.swapaxes(sums[group_Q], 0, 1)
 
 
-def _best_affordable(cost: Array, value: Array, budgets_X: Array) -> Array:
+def _best_affordable(cost: Array, value: Array, num_candidates: Array, budgets_X: Array) -> Array:
     """Return the best candidate at most as dear as each budget: [S, Q, C] -> [S, Q, X], -1 for none.
 
-    A budget at a time: no [X, C] is built. Without sorts and scans it compiles in a fraction of their time.
+    A candidate at a time meets all budgets at once; padding is never looked at. No sort: XLA's takes longer on a CPU
+    than all of this.
     """
     pooled = jnp.broadcast_to(value.mean(1, keepdims=True), value.shape)
     # One integer holds both: what the problem's trials say first, then what all problems say.
     value_step, pooled_step = (jnp.round(_TIE_STEPS * value), jnp.round((_POOLED_STEPS - 1) * pooled))
     key = _POOLED_STEPS * value_step.astype(jnp.int32) + pooled_step.astype(jnp.int32)
+    cost_CSQ1, key_CSQ1 = (jnp.moveaxis(array, -1, 0)[..., None] for array in (cost, key))
+    shape = (*cost.shape[:-1], budgets_X.shape[0])
 
-    def best(budget: Array) -> Array:
-        is_affordable = cost <= budget
-        top = jnp.where(is_affordable, key, -1).max(-1, keepdims=True)
-        cheapest = jnp.argmin(jnp.where(is_affordable & (key == top), cost, jnp.inf), axis=-1)  # first of equals
-        return jnp.where(top[..., 0] >= 0, cheapest, -1).astype(jnp.int32)
+    def meet(candidate: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        best_key, best_cost, choice = best
+        its_cost, its_key = cost_CSQ1[candidate], key_CSQ1[candidate]
+        is_better = (its_key > best_key) | ((its_key == best_key) & (its_cost < best_cost))  # the first of equals stays
+        is_taken = is_better & (its_cost <= budgets_X.reshape((1, 1, -1)))
+        return (
+            jnp.where(is_taken, its_key, best_key),
+            jnp.where(is_taken, its_cost, best_cost),
+            jnp.where(is_taken, candidate, choice),
+        )
 
-    return jnp.moveaxis(jax.lax.map(best, budgets_X), 0, -1)
+    nothing = (jnp.full(shape, -1, jnp.int32), jnp.full(shape, jnp.inf, cost.dtype), jnp.full(shape, -1, jnp.int32))
+    return jax.lax.fori_loop(jnp.int32(0), num_candidates, meet, nothing)[2]
 
 
 def _at_choice(values: Array, choice: Array) -> Array:

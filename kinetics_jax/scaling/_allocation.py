@@ -15,11 +15,27 @@ from ._tradeoff import Candidate
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Allocation:
-    """Hold what a cap per request buys. X caps, Q problems, F folds. A JAX pytree.
+class Mixture:
+    """Hold the coin that makes an average budget exact: at most one problem a budget is split between two candidates.
 
     Attributes:
-        budgets: Caps on the price of a request [FLOPs or eFLOPs, see `price`].
+        problem: Row of that problem, -1 where no coin is needed.
+        choice: Candidate that the problem gets on heads instead of `Allocation.choice`.
+        share: Chance of heads.
+    """
+
+    problem: Int[Array, " X"]
+    choice: Int[Array, " X"]
+    share: Float[Array, " X"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """Hold what a budget buys, a cap per request or an average. X budgets, Q problems, F folds. A JAX pytree.
+
+    Attributes:
+        budgets: Caps on the price of a request, or its means [FLOPs or eFLOPs, see `price`].
         accuracy: Cross-fitted accuracy: chosen on the other folds, scored on the held-out one, averaged.
         naive_accuracy: The paper's estimate: chosen and scored on the same trials; biased upwards.
         spent: Mean held-out price of what was chosen [as `budgets`]; a cap is met on the choosing trials only.
@@ -29,6 +45,8 @@ class Allocation:
         fold_choice: Candidate chosen without the fold, -1 where none is affordable.
         candidates: What a choice stands for.
         price: "eflops" or "flops".
+        mixture: The coin of an average budget (`allocate_average`) for `choice`; the folds' coins are in the numbers,
+            not here. None for caps.
     """
 
     budgets: Float[Array, " X"]
@@ -41,6 +59,19 @@ class Allocation:
     fold_choice: Int[Array, "F X Q"]
     candidates: tuple[Candidate, ...] = field(metadata={"static": True})
     price: str = field(metadata={"static": True})
+    mixture: Mixture | None = None
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the budgets are means over requests rather than caps on each."""
+        return self.mixture is not None
+
+    @property
+    def is_mixed(self) -> np.ndarray:
+        """Whether a coin decides for one problem between two candidates at each budget; [X]. Never under a cap."""
+        if self.mixture is None:
+            return np.zeros(self.budgets.shape, dtype=bool)
+        return np.asarray(self.mixture.problem) >= 0
 
     @property
     def bias(self) -> Float[Array, " X"]:
@@ -76,7 +107,8 @@ class Allocation:
         """Return the mean of a number of the chosen candidates at each cap, NaN where none is affordable.
 
         Args:
-            what: "gen_len" [tokens], "num_trials" or "budget_len" [tokens; dense choices do not count].
+            what: "gen_len" [tokens], "num_trials", "budget_len" [tokens; dense choices do not count] or "num_tokens"
+                (trials times their limit) [tokens].
 
         Returns:
             Mean over folds and problems, [X].
@@ -84,8 +116,8 @@ class Allocation:
         Raises:
             ValueError: If `what` is no number of a candidate.
         """
-        if what not in ("gen_len", "num_trials", "budget_len"):
-            raise ValueError(f"candidates have no number {what!r}. Known: gen_len, num_trials, budget_len")
+        if what not in ("gen_len", "num_trials", "budget_len", "num_tokens"):
+            raise ValueError(f"candidates have no number {what!r}. Known: gen_len, num_trials, budget_len, num_tokens")
         values = [getattr(candidate, what) for candidate in self.candidates]
         number = np.array([np.nan if value is None else value for value in values] + [np.nan])
         chosen = number[np.asarray(self.fold_choice)]  # -1 reads the NaN at the end
@@ -117,6 +149,14 @@ def interpolate(spent: np.ndarray, accuracy: np.ndarray, spending: np.ndarray) -
     """
     rises = spent >= np.maximum.accumulate(spent)
     return np.interp(spending, np.append(0.0, spent[rises]), np.append(0.0, accuracy[rises]))
+
+
+def weighted_accuracy(
+    paid_XQ: np.ndarray, solved_XQ: np.ndarray, weights_WQ: np.ndarray, spending: np.ndarray
+) -> np.ndarray:
+    """Return the accuracy at each spending, [W, S], of the curve that each weighting of the problems makes."""
+    pairs = zip(weights_WQ @ paid_XQ.T, weights_WQ @ solved_XQ.T, strict=True)
+    return np.stack([interpolate(*pair, spending) for pair in pairs])
 
 
 def resample_weights(num_problems: int, *, num_resamples: int, seed: int) -> np.ndarray:

@@ -1,7 +1,12 @@
 """The exact accuracy-cost staircase: no smoothing before the maximum, no point that another one dominates."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from ._allocation import Allocation, resample_weights
 
 
 def pareto_frontier(
@@ -60,3 +65,79 @@ def cost_to_reach(
     stair = pareto_frontier(cost, accuracy)
     stair_cost = np.append(np.asarray(cost, dtype=np.float64)[stair], np.inf)
     return stair_cost[np.searchsorted(np.asarray(accuracy)[stair], np.asarray(targets), side="left")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierBand:
+    """Hold a staircase and its confidence band.
+
+    Attributes:
+        spending: Mean spendings, rising [in the price of the curves].
+        accuracy: Best accuracy of a point that spends no more.
+        low: Lower ends of the interval at each spending; never falls.
+        high: Upper ends; never falls.
+    """
+
+    spending: Float[np.ndarray, " S"]
+    accuracy: Float[np.ndarray, " S"]
+    low: Float[np.ndarray, " S"]
+    high: Float[np.ndarray, " S"]
+
+
+def frontier_band(
+    frontiers: Allocation | Mapping[str, Allocation],
+    spending: Float[np.ndarray, " S"] | None = None,
+    *,
+    level: float = 0.9,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> FrontierBand:
+    """Return the staircase of cross-fitted curves with a bootstrap band over problems.
+
+    Each resample of the problems redraws what every point spends and solves, and builds its own staircase; the band
+    is their percentiles at each spending, so that it covers the place of a step as well as its height. It is moved
+    so that the resamples centre on the estimate: the highest of many points is higher in a resample, too.
+
+    The staircase still takes a maximum over noisy points. Over the budgets of one curve that is little, since they
+    share their choices; over several models it flatters like any choice on the scored sample. For an envelope without
+    that, `allocate` over all models at once and pass the one curve.
+
+    Args:
+        frontiers: One curve, or several over the same problems, whose points make one staircase.
+        spending: Where to state the band, rising; None is every step of the staircase.
+        level: Share of resamples inside the band, at each spending on its own.
+        num_resamples: Bootstrap draws.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The staircase and its band.
+
+    Raises:
+        ValueError: If the curves have different prices or numbers of problems, or nothing was ever spent.
+    """
+    curves = [frontiers] if isinstance(frontiers, Allocation) else list(frontiers.values())
+    shapes = {(curve.price, curve.solved.shape[1]) for curve in curves}
+    if len(shapes) != 1:
+        raise ValueError(f"the curves of one staircase need one price and the same problems; got {sorted(shapes)}")
+    paid, solved = (
+        np.concatenate([np.asarray(getattr(curve, name), dtype=np.float64) for curve in curves])
+        for name in ("paid", "solved")
+    )
+    spent, accuracy = paid.mean(1), solved.mean(1)
+    if not (spent > 0).any():
+        raise ValueError("no budget of these curves buys anything. Raise the budgets (`Tradeoff.budget_grid`).")
+    places = spent[pareto_frontier(spent, accuracy)] if spending is None else spending
+    weights = resample_weights(paid.shape[1], num_resamples=num_resamples, seed=seed)
+    pairs = zip(weights @ paid.T, weights @ solved.T, strict=True)
+    stairs = np.stack([_stair_at(*pair, places) for pair in pairs])
+    stair = _stair_at(spent, accuracy, places)
+    ends = np.quantile(stairs, [(1 - level) / 2, (1 + level) / 2], axis=0) + (stair - stairs.mean(0))
+    low, high = np.maximum.accumulate(np.clip(ends, 0.0, 1.0), axis=1)
+    return FrontierBand(spending=places, accuracy=stair, low=low, high=high)
+
+
+def _stair_at(spent: np.ndarray, accuracy: np.ndarray, spending: np.ndarray) -> np.ndarray:
+    """Return the best accuracy among the points that spend no more, 0 where none does."""
+    order = np.argsort(spent)
+    best = np.maximum.accumulate(np.append(0.0, accuracy[order]))
+    return best[np.searchsorted(spent[order], spending, side="right")]

@@ -18,6 +18,7 @@ class MethodPoint:
     Attributes:
         model: Model name.
         method: Attention method ("dense", "topk", "block_topk", "quest", "local").
+        options: What follows the method and its budget in the attention's text form ("sinks=4", say).
         budget_len: Tokens read per step, layer and KV head; None for dense.
         page_len: Tokens of a page of block top-k or Quest; None for methods without pages.
         accuracy: Share of right trials (Pass@1 at full length), mean over problems.

@@ -53,7 +53,7 @@ def tradeoff_table(
         PAPER.md section 2 (expected cost) and section 3 (estimators).
     """
     ordered = sorted(tables, key=lambda table: models[table.model].num_params)
-    _require_comparable(ordered, num_folds)
+    require_comparable(ordered, num_folds)
     if strategy == "long_cot":
         points = _length_points(ordered, limits)
     else:
@@ -110,7 +110,7 @@ def _price_and_count(
     return np.moveaxis(price_MFQ, 0, -1), np.moveaxis(correct_MFQ, 0, -1), np.moveaxis(trials_MFQ, 0, -1)
 
 
-def _require_comparable(tables: list[TraceTable], num_folds: int) -> None:
+def require_comparable(tables: list[TraceTable], num_folds: int) -> None:
     if not tables:
         raise ValueError("a trade-off needs at least one trace table; got none. Is the trace folder empty?")
     if num_folds < 2:

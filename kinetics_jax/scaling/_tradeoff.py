@@ -36,6 +36,11 @@ class Candidate:
     num_trials: int
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that all trials together may generate: trials times their limit."""
+        return self.num_trials * self.gen_len
+
+    @property
     def method(self) -> str:
         """The attention method without its budget: dense, topk, block_topk or local."""
         return self.attention.partition(":")[0]
@@ -122,15 +127,25 @@ class Tradeoff:
             for index, level in enumerate(np.asarray(self.difficulty).tolist())
             if difficulties is None or level in difficulties
         ]
-        row_index, column_index = np.asarray(rows), np.asarray(columns)
-        grid = np.ix_(np.arange(self.cost.shape[0]), row_index, column_index)
+        return self._part(np.asarray(rows), np.asarray(columns))
+
+    def take(self, rows: Int[np.ndarray, " R"]) -> "Tradeoff":
+        """Return the problems at these rows, in this order; a row may repeat, as in a bootstrap.
+
+        Args:
+            rows: Rows of the problems.
+        """
+        return self._part(rows, np.arange(len(self.candidates)))
+
+    def _part(self, rows: np.ndarray, columns: np.ndarray) -> "Tradeoff":
+        grid = np.ix_(np.arange(self.cost.shape[0]), rows, columns)
         return replace(
             self,
             cost=_take(self.cost, grid),
             num_correct=_take(self.num_correct, grid),
             num_trials=_take(self.num_trials, grid),
-            k=_take(self.k, column_index),
-            difficulty=_take(self.difficulty, row_index),
+            k=_take(self.k, columns),
+            difficulty=_take(self.difficulty, rows),
             candidates=tuple(self.candidates[index] for index in columns),
             problems=tuple(self.problems[index] for index in rows),
         )

@@ -4,187 +4,184 @@ Values are checked as whole columns. Where a check fails, the rows are read agai
 from the one place that defines a valid row (`Trace`) and names file and line.
 """
 
-import io
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
-import pyarrow.parquet as pq
 
+from ._files import SCHEMA, iter_traces, list_files, read_parquet
 from ._jsonl import complete_lines, parse_lines
-from ._schema import FIELDS, FINISH_REASONS, SCHEMA_VERSION, Trace, trace_from_row
+from ._runs import RUN_FIELDS, Settings, changed_run
+from ._schema import (
+    FIELDS,
+    FINISH_REASONS,
+    KNOWN_VERSIONS,
+    LEN_OF,
+    SCHEMA_VERSION,
+    TEXT_FIELDS,
+    Trace,
+    require_canonical_attention,
+)
 
-Source = str | os.PathLike[str]
-
-_SUFFIXES = (".jsonl", ".parquet")
-_TOKEN_FIELDS = {"prompt_ids": "prompt_len", "output_ids": "gen_len"}
-_TYPES = {
-    "schema_version": pa.int8(),
-    "difficulty": pa.int32(),
-    "trial": pa.int32(),
-    "seed": pa.int64(),
-    "max_gen_len": pa.int32(),
-    "prompt_ids": pa.list_(pa.int32()),
-    "output_ids": pa.list_(pa.int32()),
-    "score": pa.float64(),
-    "solved_len": pa.int32(),
-    "time_s": pa.float64(),
-}
-_NULLABLE = ("answer", "score", "solved_len")
-SCHEMA = pa.schema([pa.field(name, _TYPES.get(name, pa.string())) for name in FIELDS])
-LEN_COLUMNS = tuple(_TOKEN_FIELDS.values())
-COLUMNS = (*FIELDS, *LEN_COLUMNS)
-"""Columns of a Parquet file: the fields of a trace and the two lengths, so that tables need not read token ids."""
+_BLOCK_LEN = 1 << 20
+_NULLABLE = ("seed", "prompt_ids", "output_ids", "answer", "score", "solved_len", "time_s")
+_CHECKED = tuple(name for name in FIELDS if name not in (*LEN_OF, "answer"))
+"""Columns that every read checks: all but the long ones."""
 
 
-def trace_files(source: Source | Sequence[Source]) -> list[Path]:
-    """Return the .jsonl and .parquet files that `source` names: a file, a folder of them (searched deeply), or several.
-
-    Raises:
-        FileNotFoundError: If a path does not exist.
-        ValueError: If a file is of another kind, or there is none.
-    """
-    roots = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    files: list[Path] = []
-    for root in map(Path, roots):
-        if not root.exists():
-            raise FileNotFoundError(f"no traces at {root}: there is no such file or folder")
-        if root.is_dir():
-            files += sorted(path for suffix in _SUFFIXES for path in root.rglob(f"[!.]*{suffix}"))
-        elif root.suffix in _SUFFIXES:
-            files.append(root)
-        else:
-            raise ValueError(f"{root}: traces are .jsonl or .parquet files; got {root.suffix or 'no suffix'}")
-    if not files:
-        raise ValueError(f"no traces in {', '.join(map(str, roots))}: wanted .jsonl or .parquet files, found none")
-    return files
-
-
-def iter_traces(path: Path) -> Iterator[Trace]:
-    """Yield the traces of one file, each checked; errors name the file and the line (JSONL) or row (Parquet)."""
-    if path.suffix == ".jsonl":
-        yield from parse_lines(complete_lines(path), path)
-        return
-    number = 0
-    with _open_parquet(path) as file:
-        _require_columns(file, path, COLUMNS)
-        for batch in _batches(file, path):
-            for row in batch.to_pylist():
-                number += 1
-                try:
-                    lengths = {name: row.pop(name) for name in LEN_COLUMNS}
-                    trace = trace_from_row(row)
-                    for name, length in lengths.items():
-                        if getattr(trace, name) != length:
-                            raise ValueError(f"{name} is {length}, but there are {getattr(trace, name)} token ids")
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{path}, row {number}: {error}") from error
-                yield trace
-
-
-def read_columns(path: Path, columns: Sequence[str] = COLUMNS) -> pa.Table:
-    """Return columns of one file of traces, checked.
+def read_columns(files: Sequence[Path], columns: Sequence[str] = FIELDS) -> pa.Table:
+    """Return columns of files of traces, checked; rows of older versions are lifted to the newest.
 
     Args:
-        path: A .jsonl or .parquet file.
-        columns: Which of `COLUMNS`; those that the checks need are read anyway.
+        files: .jsonl and .parquet files.
+        columns: Which of `FIELDS`; those that the checks need are read anyway.
 
     Raises:
-        ValueError: If the file is broken or a row is no valid trace; names file and line or row.
+        ValueError: If a file is broken, a row is no valid trace, a run changes its settings, or there is no row;
+            names file and line or row.
     """
-    if path.suffix == ".parquet":
-        wanted = tuple(dict.fromkeys((*columns, *_CHECKED)))
-        with _open_parquet(path) as file:
-            _require_columns(file, path, COLUMNS)
-            try:
-                table = file.read(columns=list(wanted), use_threads=True).select(wanted)
-            except (pa.ArrowException, OSError) as error:
-                raise _broken(path, error) from error
-    else:
-        table = _read_jsonl(path)
-    if not _is_valid(table):
-        for _ in iter_traces(path):
-            pass
-        raise ValueError(f"{path}: a column holds values that no trace may have")  # pragma: no cover
+    table = pa.concat_tables([_read_file(path, columns) for path in files])
+    if not table.num_rows:
+        raise ValueError(f"no traces in {list_files(files)}: every file is empty")
+    change = changed_run(table.select(["run", *RUN_FIELDS]))
+    if change is not None:
+        runs: dict[str, Settings] = {}
+        for path in files:
+            for _ in iter_traces(path, runs):
+                pass
+        raise ValueError(f"{list_files(files)}: {change}")  # pragma: no cover
     return table.select(columns)
 
 
 def columns_from_traces(traces: Sequence[Trace]) -> pa.Table:
     """Return all columns of the traces."""
-    rows = [{name: getattr(trace, name) for name in FIELDS} for trace in traces]
-    return _with_lengths(pa.Table.from_pylist(rows, schema=SCHEMA))
+    return pa.Table.from_pylist([{name: getattr(trace, name) for name in FIELDS} for trace in traces], schema=SCHEMA)
 
 
-def _read_jsonl(path: Path) -> pa.Table:
-    data = complete_lines(path)
-    if not data:
-        return columns_from_traces([])
-    try:
-        table = pyarrow.json.read_json(
-            io.BytesIO(data),
-            read_options=pyarrow.json.ReadOptions(block_size=max(1 << 20, 2 * max(map(len, data.split(b"\n"))))),
-            parse_options=pyarrow.json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="error"),
-        )
-    except pa.ArrowInvalid:
-        return columns_from_traces(list(parse_lines(data, path)))  # says which line, or is right where Arrow is strict
-    if table.num_rows != data.count(b"\n"):  # Arrow skips blank lines and takes several objects on one
-        return columns_from_traces(list(parse_lines(data, path)))
-    return _with_lengths(table.select(FIELDS))
+def valid_columns(path: Path, columns: Sequence[str], data: bytes | None = None) -> pa.Table | None:
+    """Return columns of one file and those that every read checks, or None if a row is no valid trace.
+
+    Args:
+        path: A .jsonl or .parquet file.
+        columns: Which of `FIELDS`.
+        data: The complete lines of a .jsonl file; all of their fields are checked.
+
+    Raises:
+        ValueError: If the file is broken.
+    """
+    wanted = tuple(dict.fromkeys((*columns, *_CHECKED)))
+    if data is None:
+        table = read_parquet(path, wanted)
+    else:
+        parsed = _parse_with_arrow(data) if data else None
+        table = columns_from_traces(list(parse_lines(data, path))) if parsed is None else parsed
+    if not _is_valid(table):
+        return None
+    newest = pa.array(np.full(table.num_rows, SCHEMA_VERSION, np.int8))
+    table = table.set_column(table.column_names.index("schema_version"), SCHEMA.field("schema_version"), newest)
+    return table.select(wanted)
 
 
-def _with_lengths(table: pa.Table) -> pa.Table:
-    for tokens, length in _TOKEN_FIELDS.items():
-        table = table.append_column(length, pc.call_function("list_value_length", [table[tokens]]))
+def _read_file(path: Path, columns: Sequence[str]) -> pa.Table:
+    table = valid_columns(path, columns, complete_lines(path) if path.suffix == ".jsonl" else None)
+    if table is None:
+        for _ in iter_traces(path, {}):
+            pass
+        raise ValueError(f"{path}: a column holds values that no trace may have")  # pragma: no cover
     return table
 
 
-def _open_parquet(path: Path) -> pq.ParquetFile:
+def _parse_with_arrow(data: bytes) -> pa.Table | None:
+    """Return the columns of lines of JSON, or None where Arrow is stricter or laxer than the parser of single lines."""
+    block_len = _BLOCK_LEN if len(data) <= _BLOCK_LEN else max(_BLOCK_LEN, 2 * _longest_line(data))
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _broken(path, error) from error
+        table = pyarrow.json.read_json(
+            pa.BufferReader(data),
+            read_options=pyarrow.json.ReadOptions(block_size=block_len),
+            parse_options=pyarrow.json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="error"),
+        ).select(FIELDS)
+    except pa.ArrowInvalid:
+        return None
+    if table.num_rows != data.count(b"\n"):  # it skips blank lines and takes several objects on one
+        return None
+    # It takes a missing field for null. No text can hold these bytes: its quotes would have backslashes before them.
+    nullable = [name for name in _NULLABLE if table[name].null_count]
+    if any(data.count(f'"{name}":'.encode()) != table.num_rows for name in nullable):
+        return None
+    is_old = pc.call_function("equal", [table["schema_version"], pa.scalar(1, pa.int8())])
+    for name, len_name in LEN_OF.items():
+        given = pc.call_function("is_valid", [table[len_name]])
+        if pc.call_function("any", [pc.call_function("equal", [given, is_old])]).as_py():
+            return None  # version 1 must leave the lengths out, later ones must not
+        counted = pc.call_function("list_value_length", [table[name]])
+        filled = pc.call_function("coalesce", [table[len_name], counted])
+        table = table.set_column(table.column_names.index(len_name), SCHEMA.field(len_name), filled)
+    return table
 
 
-def _batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from file.iter_batches(batch_size=4096, columns=list(COLUMNS))
-    except (pa.ArrowException, OSError) as error:
-        raise _broken(path, error) from error
-
-
-def _require_columns(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> None:
-    missing = [name for name in columns if name not in file.schema_arrow.names]
-    if missing:
-        raise ValueError(f"{path}: not a table of traces; missing columns {', '.join(missing)}")
-
-
-def _broken(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: not a readable Parquet file ({error}). Compact the shards again.")
-
-
-_CHECKED = ("schema_version", "finish_reason", "score", "solved_len", "gen_len", "max_gen_len", "trial")
+def _longest_line(data: bytes) -> int:
+    """Return an upper bound of the longest line's length [bytes], at most four times too high, without splitting."""
+    step = 1 << 10
+    while any(data.find(b"\n", start, start + step) < 0 for start in range(0, len(data), step)):
+        step *= 2
+    return 2 * step
 
 
 def _is_valid(table: pa.Table) -> bool:
     """Say whether every row is a valid trace, as far as whole-column tests can tell."""
     if any(table[name].null_count for name in table.column_names if name not in _NULLABLE):
         return False
-    if not set(table["finish_reason"].unique().to_pylist()) <= set(FINISH_REASONS):
-        return False
-    version, gen_len, max_gen_len, trial = (
-        table[name].to_numpy() for name in ("schema_version", "gen_len", "max_gen_len", "trial")
+    return _are_texts_valid(table) and _are_numbers_valid(table) and _are_token_ids_valid(table)
+
+
+def _are_texts_valid(table: pa.Table) -> bool:
+    for name in TEXT_FIELDS:
+        texts = table[name].unique().to_pylist()
+        if "" in texts:
+            return False
+        if name == "finish_reason" and not set(texts) <= set(FINISH_REASONS):
+            return False
+        if name == "attention":
+            try:
+                for text in texts:
+                    require_canonical_attention(text)
+            except ValueError:
+                return False
+    return True
+
+
+def _are_numbers_valid(table: pa.Table) -> bool:
+    version, difficulty, trial, prompt_len, gen_len, max_gen_len = (
+        table[name].to_numpy()
+        for name in ("schema_version", "difficulty", "trial", "prompt_len", "gen_len", "max_gen_len")
     )
     score = table["score"].fill_null(0.0).to_numpy()  # an ungradable trial must satisfy what a wrong one must
     solved_len, has_solved_len = table["solved_len"].fill_null(0).to_numpy(), table["solved_len"].is_valid().to_numpy()
+    time_s = table["time_s"].fill_null(0.0).to_numpy()
     tests = (
-        version == SCHEMA_VERSION,
+        np.isin(version, KNOWN_VERSIONS),
         (score == 0) | (score == 1),
         (score == 1) == has_solved_len,
         (solved_len >= 0) & (solved_len <= gen_len),
         gen_len <= max_gen_len,
-        trial >= 0,
+        (difficulty >= 0) & (trial >= 0) & (prompt_len >= 0),
+        (time_s >= 0) & np.isfinite(time_s),
     )
     return all(test.all() for test in tests)
+
+
+def _are_token_ids_valid(table: pa.Table) -> bool:
+    """Compare the token ids that were read with their lengths; a length without ids must be given, and is."""
+    for name, len_name in LEN_OF.items():
+        if name not in table.column_names:
+            continue
+        counted = pc.call_function("list_value_length", [table[name]])
+        if pc.call_function("any", [pc.call_function("not_equal", [counted, table[len_name]])]).as_py():
+            return False
+        ids = pc.call_function("list_flatten", [table[name]])
+        if ids.null_count or (len(ids) and pc.call_function("min_max", [ids])["min"].as_py() < 0):
+            return False
+    return True

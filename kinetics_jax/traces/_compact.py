@@ -1,26 +1,26 @@
-"""Shards to one small Parquet file, written beside its target and renamed when complete."""
+"""Traces to one small Parquet file, written beside its target and renamed when complete."""
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ._columns import COLUMNS, Source, read_columns, trace_files
-from ._read_tables import list_files
+from ._columns import columns_from_traces, read_columns
+from ._files import Source, list_files, trace_files
+from ._runs import require_steady_runs
+from ._schema import FIELDS, KEY, LEN_OF, Trace
 
-_KEY = ("run", "problem", "trial")
 _ORDER = ("task", "problem", "model", "attention", "run", "trial")
-_TOKENS = ("prompt_ids", "output_ids")
 
 
 def compact(sources: Source | Sequence[Source], target: str | os.PathLike[str]) -> int:
     """Write all traces of `sources` into one Parquet file (zstd, small integers) and return their number.
 
-    The target holds the fields of `Trace` and the columns `prompt_len` and `gen_len`, so that `read_tables` need not
-    open the token ids. Sources are left as they are.
+    The target holds the fields of `Trace`, a column each, so that `read_tables` need not open the token ids. Rows of
+    older versions are written in the newest. Sources are left as they are.
 
     Args:
         sources: .jsonl or .parquet files or folders of them.
@@ -29,38 +29,57 @@ def compact(sources: Source | Sequence[Source], target: str | os.PathLike[str]) 
     Raises:
         FileNotFoundError: If a source does not exist.
         OSError: If the target cannot be written.
-        ValueError: If a row is not valid, a trial occurs twice, or there is none.
+        ValueError: If a row is not valid, a trial occurs twice, a run changes its settings, or there is no row.
     """
+    files = trace_files(sources)
+    return _pack(lambda: read_columns(files), target, f" in {list_files(files)}. Leave out the file that repeats it.")
+
+
+def write_traces(traces: Sequence[Trace], target: str | os.PathLike[str]) -> int:
+    """Write traces into one Parquet file, as `compact` does, and return their number.
+
+    Args:
+        traces: What to write, in any order.
+        target: The .parquet file to write; an existing one is replaced only when the new one is complete.
+
+    Raises:
+        OSError: If the target cannot be written.
+        ValueError: If a trial occurs twice, a run changes its settings, or there is no trace.
+    """
+    if not traces:
+        raise ValueError(f"no traces to write to {target}")
+    require_steady_runs(traces)
+    return _pack(lambda: columns_from_traces(traces), target, ". Give its run another name.")
+
+
+def _pack(read: Callable[[], pa.Table], target: str | os.PathLike[str], way_out: str) -> int:
     target = Path(target)
     if target.suffix != ".parquet":
-        raise ValueError(f"the target of compact must end in .parquet; got {target}")
-    files = trace_files(sources)
-    table = pa.concat_tables([read_columns(path) for path in files])
-    if not table.num_rows:
-        raise ValueError(f"no traces in {list_files(files)}: every file is empty")
-    _require_unique(table, files)
+        raise ValueError(f"the target must end in .parquet; got {target}")
+    table = read()
+    _require_unique(table, way_out)
     table = table.sort_by([(name, "ascending") for name in _ORDER])
     _write(_narrow(table), target)
     return table.num_rows
 
 
-def _require_unique(table: pa.Table, files: Sequence[Path]) -> None:
-    counts = table.group_by(list(_KEY)).aggregate([([], "count_all")])
+def _require_unique(table: pa.Table, way_out: str) -> None:
+    counts = table.group_by(list(KEY)).aggregate([([], "count_all")])
     if counts.num_rows < table.num_rows:
         row = counts.sort_by([("count_all", "descending")]).slice(0, 1).to_pylist()[0]
         raise ValueError(
-            f"run {row['run']!r}, problem {row['problem']!r}, trial {row['trial']} occurs {row['count_all']} times in "
-            f"{list_files(files)}. Leave out the file that repeats it."
+            f"run {row['run']!r}, problem {row['problem']!r}, trial {row['trial']} occurs {row['count_all']} times"
+            f"{way_out}"
         )
 
 
 def _narrow(table: pa.Table) -> pa.Table:
     """Store token ids in the smallest unsigned type that holds them."""
-    for name in _TOKENS:
+    for name in LEN_OF:
         highest = max((chunk.values.to_numpy().max(initial=0) for chunk in table[name].chunks), default=0)
         token = pa.uint8() if highest < 2**8 else pa.uint16() if highest < 2**16 else pa.int32()
         table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.list_(token)))
-    return table.select(COLUMNS)
+    return table.select(FIELDS)
 
 
 def _write(table: pa.Table, target: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ._columns import Source, read_columns, trace_files
+from ._columns import read_columns
+from ._files import Source, list_files, trace_files
 from ._table import TraceTable
 
 _GROUP = ("task", "model", "attention")
@@ -16,7 +17,7 @@ _TEXTS = (*_GROUP, "weights_hash", "sampling", "run", "problem")
 _COLUMNS = ("solved_len", *_NUMBERS, *_TEXTS)
 
 
-def read_tables(source: Source | Sequence[Source]) -> list[TraceTable]:
+def read_tables(source: Source | Sequence[Source], *, answers: bool = False) -> list[TraceTable]:
     """Read traces into one table a (task, model, attention).
 
     Trials of several runs of one configuration are pooled, ordered by (run, trial). Token ids are not read from
@@ -24,30 +25,27 @@ def read_tables(source: Source | Sequence[Source]) -> list[TraceTable]:
 
     Args:
         source: A .jsonl or .parquet file, a folder (searched deeply for both), or a sequence of such paths.
+        answers: Whether to read the final answers, too, for majority voting.
 
     Returns:
         The tables, sorted by task, model and attention; within a table problems are sorted by name.
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If there is no trace, a row is not valid, a trial occurs twice, a problem changes its difficulty
-            or prompt length, or one configuration was recorded with several weights, samplings or limits.
+        ValueError: If there is no trace, a row is not valid, a run changes its settings, a trial occurs twice, a
+            problem changes its difficulty or prompt length, or one configuration was recorded with several weights,
+            samplings or limits.
     """
     files = trace_files(source)
-    table = pa.concat_tables([read_columns(path, _COLUMNS) for path in files])
-    if not table.num_rows:
-        raise ValueError(f"no traces in {', '.join(map(str, files))}: every file is empty")
-    return tables_from_columns(table, files)
-
-
-def tables_from_columns(table: pa.Table, files: Sequence[Path]) -> list[TraceTable]:
-    """Build the tables of checked columns; `files` are named in errors."""
+    table = read_columns(files, (*_COLUMNS, "answer") if answers else _COLUMNS)
     rows: dict[str, np.ndarray] = {name: table[name].to_numpy() for name in _NUMBERS}
     rows["solved_len"] = table["solved_len"].cast(pa.float64()).fill_null(np.inf).to_numpy()
     names: dict[str, np.ndarray] = {}
     for name in _TEXTS:
-        names[name], rows[name] = _ranks(table[name])
-    group = _joint_rank(*(rows[name] for name in _GROUP))
+        names[name], rows[name] = ranks(table[name])
+    if answers:
+        rows["answer"] = ranks(table["answer"])[1]
+    group = joint_rank(*(rows[name] for name in _GROUP))
     order = np.argsort(group, kind="stable")
     bounds = np.flatnonzero(np.diff(group[order], prepend=-1))
     parts = np.split(order, bounds[1:])
@@ -64,7 +62,7 @@ def _build(rows: dict[str, np.ndarray], names: dict[str, np.ndarray], files: Seq
             shown = [str(names[name][value]) if name in names else int(value) for value in values]
             raise ValueError(f"{name} must be one for {where}; got {shown}. Read these runs apart from each other.")
     problem_ids, q = np.unique(rows["problem"], return_inverse=True)
-    trial_ids, r = np.unique(_joint_rank(rows["run"], rows["trial"]), return_inverse=True)
+    trial_ids, r = np.unique(joint_rank(rows["run"], rows["trial"]), return_inverse=True)
     shape = len(problem_ids), len(trial_ids)
     counts = np.bincount(q * shape[1] + r, minlength=shape[0] * shape[1])
     if counts.max() > 1:
@@ -84,6 +82,10 @@ def _build(rows: dict[str, np.ndarray], names: dict[str, np.ndarray], files: Seq
             raise ValueError(f"{name} of problem {problem!r} changes between trials of {where}")
     gen_len, solved_len, mask = np.zeros(shape, np.int64), np.full(shape, np.inf), np.zeros(shape, bool)
     gen_len[q, r], solved_len[q, r], mask[q, r] = rows["gen_len"], rows["solved_len"], True
+    answer = None
+    if "answer" in rows:
+        answer = np.full(shape, -1, np.int64)
+        answer[q, r] = _number_within(q, rows["answer"])
     return TraceTable(
         model=labels["model"],
         attention=labels["attention"],
@@ -97,28 +99,36 @@ def _build(rows: dict[str, np.ndarray], names: dict[str, np.ndarray], files: Seq
         mask=mask,
         weights_hash=str(names["weights_hash"][rows["weights_hash"][0]]),
         sampling=str(names["sampling"][rows["sampling"][0]]),
+        answer=answer,
     )
 
 
-def _ranks(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted distinct texts and the rank of each row's text among them."""
+def _number_within(group: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Number the distinct ranks of each group from 0, in their order; a negative rank stays -1."""
+    number = np.full(len(rank), -1, np.int64)
+    has_rank = rank >= 0
+    if has_rank.any():
+        num_ranks = int(rank.max()) + 1
+        pairs, pair = np.unique(group[has_rank] * num_ranks + rank[has_rank], return_inverse=True)
+        first_of_group = np.searchsorted(pairs, group[has_rank] * num_ranks)
+        number[has_rank] = pair - first_of_group
+    return number
+
+
+def ranks(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted distinct texts and the rank of each row's text among them, -1 for a null."""
     encoded = column.dictionary_encode().combine_chunks()
     texts = np.array(encoded.dictionary.to_pylist(), dtype=object)
     order = np.argsort(texts)
     rank = np.empty(len(texts), np.int64)
     rank[order] = np.arange(len(texts))
-    return texts[order], rank[encoded.indices.to_numpy()]
+    indices = encoded.indices.fill_null(-1).to_numpy()
+    return texts[order], np.where(indices < 0, -1, rank[indices]) if len(texts) else indices.astype(np.int64)
 
 
-def _joint_rank(*columns: np.ndarray) -> np.ndarray:
+def joint_rank(*columns: np.ndarray) -> np.ndarray:
     """Return one integer a row that sorts as the tuple of columns does."""
     rank = np.zeros(len(columns[0]), np.int64)
     for column in columns:
         rank = rank * (int(column.max()) + 1) + column
     return rank
-
-
-def list_files(files: Sequence[Path]) -> str:
-    """Return the first three names for an error message, and how many more there are."""
-    shown = ", ".join(map(str, files[:3]))
-    return f"{shown} and {len(files) - 3} more" if len(files) > 3 else shown

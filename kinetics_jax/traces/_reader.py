@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from ._columns import Source, iter_traces, trace_files
+from ._files import Source, iter_traces, trace_files
+from ._runs import Settings
 from ._schema import Trace
 
 
@@ -17,7 +18,9 @@ def read_traces(source: Source | Sequence[Source]) -> list[Trace]:
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If there is no trace file, or a row is not valid; names file and line. The unterminated last line
-            of a shard is left out with a warning: its writer was cut off, or is still writing.
+        ValueError: If there is no trace file, a row is not valid, or a run changes its settings; names file and line.
+            The unterminated last line of a shard is left out with a warning: its writer was cut off, or is still
+            writing.
     """
-    return [trace for path in trace_files(source) for trace in iter_traces(path)]
+    runs: dict[str, Settings] = {}
+    return [trace for path in trace_files(source) for trace in iter_traces(path, runs)]

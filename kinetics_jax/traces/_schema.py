@@ -1,4 +1,8 @@
-"""One trial as a row: its fields, what makes a row valid, and its JSON form. Everything else in the room uses it."""
+"""One trial as a row: its fields, what makes a row valid, and its JSON form. Everything else in the room uses it.
+
+Rows of older versions are read as if written today, so a `Trace` always has the newest version:
+1 had token ids always, and their numbers were no fields of a line; it knew no finish reason "unknown".
+"""
 
 import json
 import math
@@ -8,15 +12,20 @@ from typing import Any, NoReturn
 
 from kinetics_jax.specs import parse_attention
 
-SCHEMA_VERSION = 1
-FINISH_REASONS = ("eos", "length", "repetition")
+SCHEMA_VERSION = 2
+KNOWN_VERSIONS = (1, 2)
+FINISH_REASONS = ("eos", "length", "repetition", "unknown")
+LEN_OF = {"prompt_ids": "prompt_len", "output_ids": "gen_len"}
+"""Which field counts which token ids. Version 1 leaves the counts out of its lines."""
+_COUNT_IDS = -1
 _MAX_INT32 = 2**31 - 1
 _MAX_INT64 = 2**63 - 1
-_TEXT_FIELDS = ("run", "model", "weights_hash", "task", "problem", "attention", "sampling", "finish_reason")
+TEXT_FIELDS = ("run", "model", "weights_hash", "task", "problem", "attention", "sampling", "finish_reason")
 _COUNT_FIELDS = ("difficulty", "trial", "max_gen_len")
 
+KEY = ("run", "problem", "trial")
+"""What makes a trial unique."""
 TraceKey = tuple[str, str, int]
-"""What makes a trial unique: (run, problem, trial)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +33,7 @@ class Trace:
     """Record one trial: what was asked, how it was sampled, what was said and whether it was right.
 
     Attributes:
-        schema_version: Version of this layout; a file of another version is refused.
+        schema_version: Version of this layout; older rows are lifted to it when read.
         run: Name of the sampling job. A run has one model, task, attention and sampling.
         model: Name of the model, as in `specs.MODELS`.
         weights_hash: Hash of the weight files that were loaded.
@@ -32,17 +41,19 @@ class Trace:
         problem: Identifier of the problem within the task.
         difficulty: Grade of the problem (the depth of `pathfind`); 0 where the task has none.
         trial: Number of the trial within (run, problem), from 0.
-        seed: Seed of the run; a trial's key is folded from (seed, problem, trial).
+        seed: Seed of the run; a trial's key is folded from (seed, problem, trial). None if nobody knows it.
         attention: Text form of the attention spec, `str(spec)`.
         sampling: Text form of the sampling spec.
         max_gen_len: Limit on generated tokens under which the trial ran [tokens].
-        prompt_ids: Token ids of the prompt.
-        output_ids: Token ids generated, the end-of-sequence token included.
-        finish_reason: Why sampling stopped: "eos", "length" or "repetition".
+        prompt_ids: Token ids of the prompt; None if only their number is known.
+        output_ids: Token ids generated, the end-of-sequence token included; None likewise.
+        prompt_len: Tokens of the prompt; counted from `prompt_ids` unless given.
+        gen_len: Tokens generated; counted from `output_ids` unless given.
+        finish_reason: Why sampling stopped: "eos", "length", "repetition", or "unknown".
         answer: The final answer as text, or None if there is none.
         score: 1.0 right, 0.0 wrong, None ungradable.
         solved_len: Generated tokens after which the final, right answer stands; None unless right.
-        time_s: Wall time of the trial [s]; a batch's time is split over its trials.
+        time_s: Wall time of the trial [s]; a batch's time is split over its trials. None if it was not measured.
 
     Raises:
         TypeError: If a field has another type; NumPy integers are not Python's.
@@ -57,32 +68,36 @@ class Trace:
     problem: str
     difficulty: int
     trial: int
-    seed: int
+    seed: int | None
     attention: str
     sampling: str
     max_gen_len: int
-    prompt_ids: tuple[int, ...]
-    output_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...] | None
+    output_ids: tuple[int, ...] | None
+    prompt_len: int = _COUNT_IDS
+    gen_len: int = _COUNT_IDS
     finish_reason: str
     answer: str | None
     score: float | None
     solved_len: int | None
-    time_s: float
+    time_s: float | None
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema_version must be {SCHEMA_VERSION}; got {self.schema_version!r}. "
-                "Read these traces with the release of kinetics_jax that wrote them, or a newer one."
-            )
+            raise ValueError(f"schema_version of a new trace must be {SCHEMA_VERSION}; got {self.schema_version!r}")
+        for name, len_name in LEN_OF.items():
+            ids = getattr(self, name)
+            if getattr(self, len_name) == _COUNT_IDS and ids is not None:
+                object.__setattr__(self, len_name, len(ids))  # frozen: a default that follows another field
         _check_types(vars(self))
         for name in _COUNT_FIELDS:
             _require_int(name, getattr(self, name), low=0, high=_MAX_INT32)
-        _require_int("seed", self.seed, low=-_MAX_INT64, high=_MAX_INT64)
-        _require_token_ids("prompt_ids", self.prompt_ids)
-        _require_token_ids("output_ids", self.output_ids)
-        _require_canonical_attention(self.attention)
-        if not 0 <= self.time_s < math.inf:
+        if self.seed is not None:
+            _require_int("seed", self.seed, low=-_MAX_INT64, high=_MAX_INT64)
+        for name, len_name in LEN_OF.items():
+            _require_token_ids(name, getattr(self, name), len_name, getattr(self, len_name))
+        require_canonical_attention(self.attention)
+        if self.time_s is not None and not 0 <= self.time_s < math.inf:
             raise ValueError(f"time_s must be a finite number of seconds, zero or more; got {self.time_s!r}")
         self._check_outcome()
 
@@ -90,14 +105,14 @@ class Trace:
         if self.finish_reason not in FINISH_REASONS:
             raise ValueError(f"finish_reason must be one of {', '.join(FINISH_REASONS)}; got {self.finish_reason!r}")
         if self.gen_len > self.max_gen_len:
-            raise ValueError(f"output_ids must hold at most max_gen_len={self.max_gen_len} tokens; got {self.gen_len}")
+            raise ValueError(f"gen_len must be at most max_gen_len={self.max_gen_len} tokens; got {self.gen_len}")
         if self.score is not None and self.score not in (0.0, 1.0):
             raise ValueError(f"score must be 1.0 (right), 0.0 (wrong) or None (ungradable); got {self.score!r}")
         if self.score != 1.0:
             if self.solved_len is not None:
                 raise ValueError(f"solved_len must be None unless score is 1.0; got {self.solved_len!r}")
         elif self.solved_len is None:
-            raise ValueError("solved_len must be given when score is 1.0; got None. Use the length of output_ids.")
+            raise ValueError("solved_len must be given when score is 1.0; got None. Use gen_len.")
         else:
             _require_int("solved_len", self.solved_len, low=0, high=self.gen_len)
 
@@ -106,18 +121,10 @@ class Trace:
         """What makes the trial unique: (run, problem, trial)."""
         return self.run, self.problem, self.trial
 
-    @property
-    def prompt_len(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.prompt_ids)
-
-    @property
-    def gen_len(self) -> int:
-        """Tokens generated."""
-        return len(self.output_ids)
-
 
 FIELDS = tuple(field.name for field in fields(Trace))
+FIELDS_OF = {1: tuple(name for name in FIELDS if name not in LEN_OF.values()), 2: FIELDS}
+"""Fields of a JSON line by its version."""
 
 
 def trace_to_json(trace: Trace) -> str:
@@ -148,20 +155,29 @@ def trace_from_row(row: dict[str, Any]) -> Trace:
         TypeError: If a field has the wrong type.
         ValueError: If fields are missing or unknown, or the values make no valid `Trace`.
     """
-    if row.get("schema_version", SCHEMA_VERSION) == SCHEMA_VERSION:  # else Trace itself says what is wrong
-        missing = [name for name in FIELDS if name not in row]
-        unknown = [name for name in row if name not in FIELDS]
-        if missing or unknown:
-            raise ValueError(f"not the fields of a trace: missing {missing or 'none'}, unknown {unknown or 'none'}")
-    values: dict[str, Any] = {name: row.get(name) for name in FIELDS}
-    for name in ("prompt_ids", "output_ids"):
+    version = row.get("schema_version", SCHEMA_VERSION)
+    if type(version) is not int or version not in KNOWN_VERSIONS:
+        raise ValueError(
+            f"schema_version must be one of {', '.join(map(str, KNOWN_VERSIONS))}; got {version!r}. "
+            "Read these traces with the release of kinetics_jax that wrote them, or a newer one."
+        )
+    missing = [name for name in FIELDS_OF[version] if name not in row]
+    unknown = [name for name in row if name not in FIELDS_OF[version]]
+    if missing or unknown:
+        raise ValueError(f"not the fields of a trace: missing {missing or 'none'}, unknown {unknown or 'none'}")
+    values: dict[str, Any] = {**row, "schema_version": SCHEMA_VERSION}
+    for name, len_name in LEN_OF.items():
         if isinstance(values[name], list):
             values[name] = tuple(values[name])
+        if version == 1:
+            values[len_name] = len(values[name]) if isinstance(values[name], tuple) else _COUNT_IDS
     for name in ("score", "time_s"):
         if type(values[name]) is int:  # JSON writers drop the .0
             values[name] = float(values[name])
-    if values["schema_version"] == SCHEMA_VERSION:
-        _check_types(values)  # before the constructor, whose annotations tests enforce with errors of their own
+    _check_types(values)  # before the constructor, whose annotations tests enforce with errors of their own
+    if version != 1:
+        for len_name in LEN_OF.values():
+            _require_int(len_name, values[len_name], low=0, high=_MAX_INT32)
     return Trace(**values)
 
 
@@ -171,25 +187,25 @@ def _refuse_constant(text: str) -> NoReturn:
 
 def _check_types(values: dict[str, Any]) -> None:
     """Raise TypeError for the first field of a wrong type, ValueError for a text that cannot be stored."""
-    for name in (*_TEXT_FIELDS, *(("answer",) if values["answer"] is not None else ())):
+    for name in (*TEXT_FIELDS, *(("answer",) if values["answer"] is not None else ())):
         if not isinstance(values[name], str):
             raise TypeError(f"{name} must be text; got {values[name]!r}")
         if not values[name] and name != "answer":
             raise ValueError(f"{name} must not be empty")
         if not values[name].isascii() and any("\ud800" <= char <= "\udfff" for char in values[name]):
             raise ValueError(f"{name} must be valid Unicode; got the lone surrogate in {values[name]!r}")
-    optional = [] if values["solved_len"] is None else ["solved_len"]
-    for name in (*_COUNT_FIELDS, "seed", *optional):
+    optional = [name for name in ("seed", "solved_len") if values[name] is not None]
+    for name in (*_COUNT_FIELDS, *LEN_OF.values(), *optional):
         if type(values[name]) is not int:
             raise TypeError(f"{name} must be a Python int; got {values[name]!r}. Use int(...) or array.tolist().")
-    for name in ("prompt_ids", "output_ids"):
-        if not isinstance(values[name], tuple) or any(type(token) is not int for token in values[name]):
+    for name in LEN_OF:
+        ids = values[name]
+        if ids is not None and (not isinstance(ids, tuple) or any(type(token) is not int for token in ids)):
             raise TypeError(f"{name} must be a tuple of Python ints. Use tuple(array.tolist()).")
     for name in ("score", "time_s"):
-        if not isinstance(values[name], (int, float)) or isinstance(values[name], bool):
-            if name == "score" and values[name] is None:
-                continue
-            raise TypeError(f"{name} must be a number; got {values[name]!r}")
+        value = values[name]
+        if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+            raise TypeError(f"{name} must be a number; got {value!r}")
 
 
 def _require_int(name: str, value: int, *, low: int, high: int) -> None:
@@ -197,13 +213,18 @@ def _require_int(name: str, value: int, *, low: int, high: int) -> None:
         raise ValueError(f"{name} must lie in {low}..{high}; got {value}")
 
 
-def _require_token_ids(name: str, ids: tuple[int, ...]) -> None:
+def _require_token_ids(name: str, ids: tuple[int, ...] | None, len_name: str, length: int) -> None:
+    if ids is None and length == _COUNT_IDS:
+        raise ValueError(f"{len_name} must be given where {name} is None")
+    if ids is not None and length != len(ids):
+        raise ValueError(f"{len_name} is {length}, but there are {len(ids)} token ids")
+    _require_int(len_name, length, low=0, high=_MAX_INT32)
     if ids and (min(ids) < 0 or max(ids) > _MAX_INT32):
         raise ValueError(f"{name} must lie in 0..{_MAX_INT32}; got {min(ids)}..{max(ids)}")
 
 
 @lru_cache(maxsize=1024)
-def _require_canonical_attention(text: str) -> None:
+def require_canonical_attention(text: str) -> None:
     canonical = str(parse_attention(text))
     if canonical != text:
         raise ValueError(f"attention must be the text form of a spec; got {text!r}, use {canonical!r}")

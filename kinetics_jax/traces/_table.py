@@ -25,6 +25,9 @@ class TraceTable:
         mask: Whether the trial exists. An ungradable trial exists, and counts as not solved.
         weights_hash: Hash of the weights that spoke; empty where no recording stands behind the table.
         sampling: Text form of the sampling spec; empty likewise.
+        answer: Which of the problem's final answers the trial gave, numbered from 0 within the problem in the order of
+            their texts: trials that agree share a number. -1 if it gave none or is missing. None if answers were not
+            read.
 
     Raises:
         ValueError: If the shapes disagree or a `solved_len` is NaN or negative.
@@ -42,6 +45,7 @@ class TraceTable:
     mask: Bool[np.ndarray, "Q R"]
     weights_hash: str = ""
     sampling: str = ""
+    answer: Int[np.ndarray, "Q R"] | None = None
 
     def __post_init__(self) -> None:
         shape = len(self.problems), self.mask.shape[-1] if self.mask.ndim else 0
@@ -51,6 +55,7 @@ class TraceTable:
             "gen_len": shape,
             "solved_len": shape,
             "mask": shape,
+            **({} if self.answer is None else {"answer": shape}),
         }
         for name, expected in wanted.items():
             if getattr(self, name).shape != expected:
@@ -101,4 +106,5 @@ class TraceTable:
             gen_len=self.gen_len[rows, :num_trials],
             solved_len=self.solved_len[rows, :num_trials],
             mask=self.mask[rows, :num_trials],
+            answer=None if self.answer is None else self.answer[rows, :num_trials],
         )

@@ -11,9 +11,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ._jsonl import parse_lines
+from ._runs import Settings, require_same_settings, settings_of
 from ._schema import Trace, TraceKey, trace_to_json
-
-_RUN_FIELDS = ("model", "weights_hash", "task", "attention", "sampling", "max_gen_len", "seed")
 
 
 class TraceWriter:
@@ -43,7 +42,7 @@ class TraceWriter:
         self.num_recovered_bytes = 0
         """Bytes of a torn last line that were removed when the shard was opened."""
         self._keys: set[TraceKey] = set()
-        self._runs: dict[str, tuple[object, ...]] = {}
+        self._runs: dict[str, Settings] = {}
         self._file: int | None = _open_locked(self.path)
         try:
             self._end = self._recover(self._file)
@@ -106,7 +105,7 @@ class TraceWriter:
             os.fsync(file)
         return end
 
-    def _admit(self, traces: Sequence[Trace]) -> tuple[set[TraceKey], dict[str, tuple[object, ...]]]:
+    def _admit(self, traces: Sequence[Trace]) -> tuple[set[TraceKey], dict[str, Settings]]:
         """Return the keys of the traces and the settings of all runs, or raise for a duplicate or a changed run."""
         keys: set[TraceKey] = set()
         runs = dict(self._runs)
@@ -117,14 +116,8 @@ class TraceWriter:
                     "Skip what done_keys() lists, or give the run another name."
                 )
             keys.add(trace.key)
-            settings = tuple(getattr(trace, name) for name in _RUN_FIELDS)
-            if runs.setdefault(trace.run, settings) != settings:
-                changes = [
-                    f"{name} {was!r} became {now!r}"
-                    for name, was, now in zip(_RUN_FIELDS, runs[trace.run], settings, strict=True)
-                    if was != now
-                ]
-                raise ValueError(f"run {trace.run!r} changed: {', '.join(changes)}. Give the new run another name.")
+            now = settings_of(trace)
+            require_same_settings(trace.run, runs.setdefault(trace.run, now), now)
         return keys, runs
 
     def _take_back(self, error: OSError) -> None:

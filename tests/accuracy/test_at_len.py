@@ -28,6 +28,12 @@ def test_missing_trials_do_not_count():
     )
 
 
+def test_an_ungraded_trial_may_be_left_out():
+    solved_len, mask = SOLVED_LEN.copy(), np.ones((3, 4), bool)
+    solved_len[0, 1], mask[0, 1] = np.nan, False
+    np.testing.assert_allclose(accuracy_at_len(solved_len, np.array([4, 8]), mask)[0], [2 / 3, 2 / 3], rtol=1e-6)
+
+
 def test_coverage_by_hand():
     # Two of four trials are right within 4 tokens: of the six pairs one holds neither.
     np.testing.assert_allclose(coverage_at_len(SOLVED_LEN[0], np.array([4]), 2), [5 / 6], rtol=1e-6)
@@ -57,6 +63,10 @@ def test_the_order_of_trials_does_not_matter():
 def test_refuses_what_has_no_answer():
     with pytest.raises(ValueError, match="solved_len must be a length or inf; got nan"):
         accuracy_at_len(np.array([1.0, np.nan]), LIMITS)
+    with pytest.raises(ValueError, match="solved_len must be a length or inf; got -1"):
+        accuracy_at_len(np.array([1.0, -1.0]), LIMITS)
+    with pytest.raises(ValueError, match="limits must be numbers of tokens; got nan"):
+        accuracy_at_len(SOLVED_LEN, np.array([1.0, np.nan]))
     with pytest.raises(ValueError, match="num_trials=0"):
         accuracy_at_len(SOLVED_LEN, LIMITS, np.zeros((3, 4), bool))
     with pytest.raises(ValueError, match="num_trials=4, k=5"):

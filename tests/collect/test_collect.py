@@ -85,6 +85,7 @@ def test_rows_tell_everything(wanted: list[Trace], collector: Collector):
     ]
     for trace in wanted:
         assert trace.prompt_ids == PROBLEMS[trace.difficulty].prompt_ids
+        assert trace.output_ids is not None
         assert (trace.attention, trace.seed, trace.max_gen_len) == ("dense", 11, 5)
         assert trace.sampling == "SamplingSpec(temperature=3.0, top_k=0, top_p=1.0, min_p=0.0)"
         assert trace.weights_hash == collector.weights_hash

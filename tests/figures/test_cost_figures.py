@@ -55,6 +55,7 @@ class TestKvPerToken:
         ("name", "kv_gib", "billions"),
         [
             ("Qwen3-14B", 5.0, 14.77),  # Errata 1: not 6.
+            ("Qwen3-32B", 8.0, 32.76),
             ("DeepSeek-R1-Distill-Qwen-1.5B", 0.875, 1.777),
             ("Llama-3.1-8B-Instruct", 4.0, 8.03),
             ("Qwen3-30B-A3B", 3.0, 30.53),  # All experts: what memory holds.

@@ -71,14 +71,6 @@ def test_methods_compared(tmp_path: Path):
         methods_compared([point for point in points if point.method == "dense"], tmp_path / "none.png")
 
 
-def test_kv_per_token(tmp_path: Path):
-    rows = rows_of(kv_per_token(MODELS.values(), tmp_path / "kv.png"))
-    by_model = {row["model"]: float(row["kv_bytes_per_token"]) for row in rows}
-    assert by_model["Qwen3-32B"] * 32_768 == 8 * 2**30  # PAPER.md section 6
-    assert by_model["Qwen3-14B"] * 32_768 == 5 * 2**30  # errata 1: not 6
-    assert 0 < float(rows[-1]["family_exponent"]) < 1
-
-
 def test_law_bands(tmp_path: Path):
     frontiers = {}
     for price in ("flops", "eflops"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinetics_jax.scaling import Candidate, Tradeoff, _allocate, allocate, model_frontiers
+from kinetics_jax.scaling import Candidate, Tradeoff, _allocate, allocate, gain_at, model_frontiers
 
 
 def tradeoff_of(cost: np.ndarray, num_correct: np.ndarray, num_trials: np.ndarray, k: np.ndarray) -> Tradeoff:
@@ -65,7 +65,7 @@ def brute_force(tradeoff: Tradeoff, budgets: np.ndarray, price_over: str) -> tup
     return fair, naive, spent
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10_000),
     num_folds=st.integers(2, 3),
@@ -93,11 +93,11 @@ def test_equals_brute_force(
 
 
 def test_by_hand():
-    # One problem, two candidates; the dear one looks better on fold 1 (4 of 4), the cheap one on fold 0 (2 of 4).
+    # Two candidates; the dear one looks better on fold 1 (4 of 4), the cheap one on fold 0 (2 of 4). Two such problems.
     tradeoff = tradeoff_of(
-        cost=np.array([[[1.0, 4.0]], [[1.0, 4.0]]]),
-        num_correct=np.array([[[2, 1]], [[1, 4]]]),
-        num_trials=np.full((2, 1, 2), 4),
+        cost=np.array([[[1.0, 4.0]] * 2, [[1.0, 4.0]] * 2]),
+        num_correct=np.array([[[2, 1]] * 2, [[1, 4]] * 2]),
+        num_trials=np.full((2, 2, 2), 4),
         k=np.array([1, 1]),
     )
     allocation = allocate(tradeoff, jnp.array([0.9, 1.0, 4.0]))
@@ -105,21 +105,23 @@ def test_by_hand():
     np.testing.assert_allclose(allocation.accuracy, [0, 3 / 8, 1 / 4], rtol=1e-6)
     np.testing.assert_allclose(allocation.naive_accuracy, [0, 3 / 8, 5 / 8], rtol=1e-6)
     np.testing.assert_allclose(allocation.spent, [0, 1, 2.5])
-    assert allocation.choice.tolist() == [[-1], [0], [1]]
-    assert allocation.fold_choice.tolist() == [[[-1], [0], [1]], [[-1], [0], [0]]]
+    assert allocation.choice.tolist() == [[-1] * 2, [0] * 2, [1] * 2]
+    assert allocation.fold_choice.tolist() == [[[-1] * 2, [0] * 2, [1] * 2], [[-1] * 2, [0] * 2, [0] * 2]]
+    assert not allocation.is_average
+    assert not allocation.is_mixed.any()
 
 
 def test_ties_go_to_what_all_problems_favour_then_to_the_cheaper():
     cost = np.broadcast_to(np.array([2.0, 3.0, 1.0, 1.0]), (2, 2, 4))
     correct = np.broadcast_to(np.array([[4, 4, 4, 4], [1, 3, 1, 1]]), (2, 2, 4))
     tradeoff = tradeoff_of(cost, correct, np.full((2, 2, 4), 4), np.ones(4))
-    choice = allocate(tradeoff, jnp.array([2.0, 3.0])).choice
-    assert choice.tolist() == [[2, 2], [1, 1]]
+    choice = allocate(tradeoff, jnp.array([0.5, 2.0, 3.0])).choice
+    assert choice.tolist() == [[-1, -1], [2, 2], [1, 1]]
 
 
 def null_tradeoff(rng: np.random.Generator, num_trials: int, num_problems: int = 64) -> Tradeoff:
     """Draw a dense candidate and six "sparse" ones that are dense under other names: equal price, equal chance."""
-    chance = rng.beta(0.6, 0.6, size=(1, num_problems, 1))
+    chance = rng.beta(0.35, 0.35, size=(1, num_problems, 1))  # many problems easy or hopeless, as in AIME
     shape = (2, num_problems, 7)
     correct = rng.binomial(num_trials // 2, np.broadcast_to(chance, shape))
     tradeoff = tradeoff_of(np.ones(shape), correct, np.full(shape, num_trials // 2), np.ones(7))
@@ -130,35 +132,36 @@ def null_tradeoff(rng: np.random.Generator, num_trials: int, num_problems: int =
     )
 
 
-@pytest.mark.parametrize("num_trials", [8, 16])
-def test_null_sparse_shows_no_gain(num_trials: int):
-    """PAPER errata 10: sparse equals dense exactly, yet the naive estimate shows several points of gain.
+@pytest.mark.parametrize(("num_trials", "naive_gain"), [(8, 0.09), (16, 0.07), (32, 0.05)])
+def test_null_sparse_shows_no_gain(num_trials: int, naive_gain: float):
+    """PAPER errata 10: sparse equals dense exactly, yet the naive estimate shows 11 points at 8 trials and 6 at 32.
 
-    200 studies of 64 problems side by side: the standard error of a gain is at most
-    sqrt(2 * 0.136 / 8 / 12800) = 0.16 points, so that half a point is three of them.
+    128 studies of 64 problems side by side: the standard error of a gain is at most
+    sqrt(2 * 0.103 / 8 / 8192) = 0.18 points, so that half a point is more than two of them.
     """
-    tradeoff = null_tradeoff(np.random.default_rng(0), num_trials, num_problems=200 * 64)
+    tradeoff = null_tradeoff(np.random.default_rng(0), num_trials, num_problems=128 * 64)
     dense, sparse = (allocate(tradeoff.select(methods=[name]), jnp.array([2.0])) for name in ("dense", "topk"))
-    assert float(sparse.naive_accuracy[0] - dense.naive_accuracy[0]) > 0.03
+    assert float(sparse.naive_accuracy[0] - dense.naive_accuracy[0]) > naive_gain
     assert abs(float(sparse.accuracy[0] - dense.accuracy[0])) < 0.005
     assert float(sparse.bias[0]) > 0.03
     assert abs(float(dense.bias[0])) < 1e-5
 
 
-def test_power_a_true_gain_is_found():
-    """A sparse method that is right 10 points more often shows 10 points, within its interval."""
-    inside, gains = 0, []
-    for seed in range(30):
+def test_power_a_true_gain_is_recovered_within_its_interval():
+    """A sparse method that is right 10 points more often shows 10 points at equal spending, within the interval."""
+    inside, gains, spending = 0, [], np.array([1.0])
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         shape = (2, 64, 2)
         chance = np.broadcast_to(rng.uniform(0.1, 0.8, size=(1, 64, 1)) + np.array([0.0, 0.1]), shape)
         tradeoff = tradeoff_of(np.ones(shape), rng.binomial(8, chance), np.full(shape, 8), np.ones(2))
         dense, sparse = (allocate(tradeoff.select(models=[model]), jnp.array([2.0])) for model in ("m0", "m1"))
-        gains.append(float(sparse.accuracy[0] - dense.accuracy[0]))
-        low, high = sparse.interval()
-        inside += low[0] <= chance[0, :, 1].mean() <= high[0]
+        gain = gain_at(dense, sparse, spending, num_resamples=300)
+        gains.append(gain.gain[0])
+        inside += gain.low[0] <= 0.1 <= gain.high[0]
+        assert gain.low[0] > 0
     assert abs(np.mean(gains) - 0.1) < 0.01
-    assert inside >= 24
+    assert 16 <= inside <= 20
 
 
 def test_one_compilation_serves_all_models_and_methods():
@@ -182,6 +185,7 @@ def test_model_frontiers_and_choice_numbers():
     assert gen_len[1] == 256
     dense = allocate(tradeoff.select(methods=["dense"]), jnp.array([2.0]))
     assert np.isnan(dense.mean_choice("budget_len")[0])
+    assert frontiers["m"].mean_choice("num_tokens")[1] == 256
     with pytest.raises(ValueError, match="gen_len, num_trials, budget_len"):
         dense.mean_choice("price")
 
@@ -207,3 +211,11 @@ def test_select_by_difficulty():
     part = tradeoff.select(difficulties=[1])
     assert part.problems == ("p1", "p4")
     np.testing.assert_array_equal(part.num_correct, np.asarray(tradeoff.num_correct)[:, [1, 4]])
+
+
+def test_take_repeats_problems():
+    tradeoff = null_tradeoff(np.random.default_rng(0), 16, num_problems=7)
+    part = tradeoff.take(np.array([4, 4, 0]))
+    assert part.problems == ("p4", "p4", "p0")
+    np.testing.assert_array_equal(part.num_correct, np.asarray(tradeoff.num_correct)[:, [4, 4, 0]])
+    assert part.candidates == tradeoff.candidates

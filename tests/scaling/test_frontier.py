@@ -1,4 +1,4 @@
-"""The staircase, the bands on it, the price of the wrong law, gaps and power laws."""
+"""The staircase, the bands on it, the price of the wrong law, and gaps."""
 
 from dataclasses import replace
 
@@ -12,7 +12,8 @@ from kinetics_jax.scaling import (
     Allocation,
     Candidate,
     cost_to_reach,
-    fit_power_law,
+    frontier_band,
+    gain_at,
     model_bands,
     pareto_frontier,
     widest_gap,
@@ -115,7 +116,7 @@ def test_gap_by_hand():
     gap = widest_gap(curve([0.0, 0.1, 0.2, 0.6]), curve([0.2, 0.6, 0.6, 0.6]))
     assert (gap.gain_spent, gap.cost_ratio, gap.base_cost, gap.other_cost) == (2, 4, 4, 1)
     np.testing.assert_allclose(
-        [gap.gain, gap.gain_low, gap.gain_high, gap.ratio_accuracy], [0.5, 0.5, 0.5, 0.2], rtol=1e-6
+        [gap.gain, gap.gain_held_out, gap.gain_low, gap.gain_high, gap.ratio_accuracy], [0.5] * 4 + [0.2], rtol=1e-6
     )
     nothing = widest_gap(curve([0.0, 0.0, 0.0, 0.05]), curve([0.0, 0.0, 0.0, 0.0]))
     assert np.isnan(nothing.cost_ratio)
@@ -152,18 +153,51 @@ def test_different_grids_are_refused():
         model_bands({"a": curve([0.1], budgets=(1,)), "b": curve([0.1], budgets=(2,))})
 
 
-@given(exponent=st.floats(-2, 2), coefficient=st.floats(0.1, 10))
-def test_power_law_is_recovered(exponent: float, coefficient: float):
-    x = np.array([1.0, 3.0, 10.0, 30.0])
-    law = fit_power_law(x, coefficient * x**exponent)
-    np.testing.assert_allclose([law.exponent, law.coefficient], [exponent, coefficient], rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(law.factor_per_doubling, 2**exponent, rtol=1e-6)
-    np.testing.assert_allclose(law(x), coefficient * x**exponent, rtol=1e-6)
-    assert law.exponent_stderr < 1e-6
+def noisy_curve(seed: int) -> Allocation:
+    """Draw 40 problems that differ in price and chance; on average, 8 budgets of 1..8 solve 0.1..0.8 of them."""
+    rng = np.random.default_rng(seed)
+    budgets = np.arange(1.0, 9.0)
+    solved = rng.binomial(4, np.clip(budgets[:, None] / 10 + rng.uniform(-0.1, 0.1, 40), 0, 1)) / 4
+    paid = budgets[:, None] * rng.uniform(0.8, 1.2, 40)
+    return replace(
+        curve([0.0] * 8, budgets=tuple(budgets)),
+        accuracy=jnp.asarray(solved.mean(1), jnp.float32),
+        spent=jnp.asarray(paid.mean(1), jnp.float32),
+        solved=jnp.asarray(solved, jnp.float32),
+        paid=jnp.asarray(paid, jnp.float32),
+        choice=jnp.zeros((8, 40), jnp.int32),
+        fold_choice=jnp.zeros((2, 8, 40), jnp.int32),
+    )
 
 
-def test_power_law_refuses_what_has_no_logarithm_or_slope():
-    with pytest.raises(ValueError, match="positive"):
-        fit_power_law(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
-    with pytest.raises(ValueError, match="two different"):
-        fit_power_law(np.array([2.0, 2.0]), np.array([1.0, 1.0]))
+def test_band_covers_the_true_staircase():
+    """Between the steps, at 1.5, 2.5, ..., the truth is 0.1, 0.2, ...; 90% of the bands hold it."""
+    spending = np.arange(1.5, 9.0)
+    bands = [frontier_band(noisy_curve(seed), spending, num_resamples=200, seed=seed) for seed in range(60)]
+    inside = [(band.low <= spending // 1 / 10) & (spending // 1 / 10 <= band.high) for band in bands]
+    assert 0.84 < np.mean(inside) < 0.96
+    for band in bands:
+        assert (band.low <= band.accuracy + 1e-6).all()
+        assert (band.accuracy <= band.high + 1e-6).all()
+        assert (np.diff([band.low, band.accuracy, band.high], axis=1) >= 0).all()
+
+
+def test_band_by_hand():
+    """Problems that all agree leave no width; curves together make one staircase; the dip at 4 is no step."""
+    low, high = curve([0.1, 0.2, 0.15, 0.3]), curve([0.0, 0.25, 0.6, 0.6])
+    band = frontier_band(low)
+    np.testing.assert_allclose(band.spending, [1, 2, 8])
+    np.testing.assert_allclose([band.accuracy, band.low, band.high], [[0.1, 0.2, 0.3]] * 3, rtol=1e-6)
+    both = frontier_band({"low": low, "high": high}, np.array([0.5, 1.0, 3.0, 9.0]))
+    np.testing.assert_allclose(both.accuracy, [0, 0.1, 0.25, 0.6], rtol=1e-6)
+    with pytest.raises(ValueError, match="one price"):
+        frontier_band({"low": low, "high": curve([0.1] * 4, price="flops")})
+    with pytest.raises(ValueError, match="buys anything"):
+        frontier_band(replace(low, spent=0 * low.spent, paid=0 * low.paid))
+
+
+def test_gain_at_by_hand():
+    gain = gain_at(curve([0.0, 0.1, 0.2, 0.6]), curve([0.2, 0.6, 0.6, 0.6]), np.array([1.0, 3.0, 8.0]))
+    np.testing.assert_allclose([gain.gain, gain.low, gain.high], [[0.2, 0.45, 0.0]] * 3, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="same problems"):
+        gain_at(curve([0.1] * 4), noisy_curve(0), np.array([1.0]))

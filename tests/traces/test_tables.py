@@ -1,7 +1,10 @@
 """Tables and compaction: both formats say the same, and what does not belong together is refused."""
 
 import json
+import os
+import resource
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kinetics_jax.traces import TraceTable, TraceWriter, compact, read_tables, read_traces
+from kinetics_jax.traces import TraceTable, TraceWriter, compact, inspect_traces, read_tables, read_traces, write_traces
 from kinetics_jax.traces._schema import trace_to_json
 
 INF = np.inf
@@ -132,10 +135,90 @@ def test_compact_refuses_a_trial_twice_and_leaves_the_target_alone(folder, tmp_p
         compact(folder, tmp_path / "traces.csv")
 
 
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(folder, tmp_path, make_trace):
+    target = tmp_path / "out" / "traces.parquet"
+    compact(folder, target)
+    before = target.read_bytes()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write compacted traces .*traces\.parquet"):
+            compact(folder, target)
+        with pytest.raises(OSError, match=r"cannot write compacted traces .*traces\.parquet"):
+            write_traces([make_trace(trial=trial) for trial in range(9)], target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert target.read_bytes() == before
+    assert os.listdir(target.parent) == ["traces.parquet"]
+
+
+def test_write_traces(traces, tmp_path, make_trace):
+    target = tmp_path / "traces.parquet"
+    counted = make_trace(trial=7, prompt_ids=None, prompt_len=4, output_ids=None, gen_len=6, seed=7, time_s=None)
+    assert write_traces([*traces, counted], target) == 7
+    assert {trace.key: trace for trace in read_traces(target)} == {trace.key: trace for trace in [*traces, counted]}
+    assert read_tables(target)[0].gen_len.tolist() == [[5, 5, 5, 6], [5, 5, 5, 0]]
+    with pytest.raises(ValueError, match=r"trial 0 occurs 2 times. Give its run another name"):
+        write_traces([traces[0], traces[0]], target)
+    with pytest.raises(ValueError, match=r"run 'mini-dense' changed: task 'pathfind' became 'chess'"):
+        write_traces([traces[0], make_trace(trial=8, task="chess")], target)
+    with pytest.raises(ValueError, match=r"no traces to write to .*traces.parquet"):
+        write_traces([], target)
+
+
+def test_files_of_different_token_widths_are_packed_together(tmp_path, make_trace):
+    wide = make_trace(run="wide", output_ids=(70_000,), solved_len=1)
+    assert write_traces([make_trace()], tmp_path / "a.parquet") == write_traces([wide], tmp_path / "b.parquet") == 1
+    assert compact([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "c.parquet") == 2
+    assert read_traces(tmp_path / "c.parquet") == [make_trace(), wide]
+
+
+def test_a_run_of_two_tasks_is_refused_with_file_and_line(tmp_path, traces, make_trace):
+    for name, task in (("a", "pathfind"), ("b", "chess")):
+        with TraceWriter(tmp_path / f"{name}.jsonl") as writer:
+            writer.append([make_trace(task=task, trial=ord(name))])
+    words = r"b.jsonl, line 1: run 'mini-dense' changed: task 'pathfind' became 'chess'"
+    for reader in (read_traces, read_tables, inspect_traces, partial(compact, target=tmp_path / "x.parquet")):
+        with pytest.raises(ValueError, match=words):
+            reader(tmp_path)
+
+
+def test_answers_are_numbered_within_their_problem(tmp_path, make_trace):
+    wrong = {"score": 0.0, "solved_len": None}
+    said = [
+        ("p0", "9", {}),
+        ("p0", None, wrong),
+        ("p0", "10", wrong),
+        ("p0", "9", {}),
+        ("p1", "9", {}),
+        ("p2", None, wrong),
+    ]
+    traces = [
+        make_trace(problem=problem, answer=answer, trial=trial, **outcome)
+        for trial, (problem, answer, outcome) in enumerate(said)
+    ]
+    for target in (tmp_path / "a.parquet", tmp_path / "a.jsonl"):
+        if target.suffix == ".parquet":
+            write_traces(traces, target)
+        else:
+            target.write_text("".join(trace_to_json(trace) + "\n" for trace in traces))
+        (table,) = read_tables(target, answers=True)
+        assert table.answer is not None
+        assert table.answer.tolist() == [[1, -1, 0, 1, -1, -1], [-1, -1, -1, -1, 0, -1], [-1] * 6]
+        small = table.restrict(problems=["p1", "p0"], num_trials=5).answer
+        assert small is not None
+        assert small.tolist() == [[-1, -1, -1, -1, 0], [1, -1, 0, 1, -1]]
+        assert read_tables(target)[0].answer is None
+        with pytest.raises(Exception, match=r"answer|shape"):
+            replace(table, answer=table.answer[:2])
+
+
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
-        ("schema_version", 2, "schema_version must be 1; got 2"),
+        ("schema_version", 3, "schema_version must be one of 1, 2; got 3"),
+        ("attention", "topk:08", "attention must be the text form"),
+        ("time_s", float("inf"), "time_s must be a finite"),
         ("score", float("nan"), "score must be 1.0.*got nan"),
         ("score", 0.5, "score must be 1.0"),
         ("solved_len", 99, "solved_len must lie in"),

@@ -1,0 +1,153 @@
+"""`kinetics frontier`: its rows are those of the library, and a slip costs one sentence that names the file."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kinetics_jax.scaling import allocate_average, tradeoff_table
+from kinetics_jax.specs import HARDWARE, MODELS
+from kinetics_jax.traces import Trace, read_tables, write_traces
+from tests.scaling.synthetic import synthetic_tables
+
+MODELS_HERE = ("Kinetics-Mini-0.1M", "Kinetics-Mini-0.6M")
+
+
+def traces_of(task: str = "pathfind", models: tuple[str, ...] = MODELS_HERE) -> list[Trace]:
+    """Return made-up traces of two models, dense and top-k, 6 problems with 4 trials each."""
+    tables = synthetic_tables(models=models, attentions=("dense", "topk:64"), num_problems=6, num_trials=4)
+    return [
+        Trace(
+            run=f"{table.model}/{table.attention}/{task}",
+            model=table.model,
+            weights_hash="c0ffee",
+            task=task,
+            problem=problem,
+            difficulty=int(table.difficulty[q]),
+            trial=r,
+            seed=0,
+            attention=table.attention,
+            sampling="SamplingSpec()",
+            max_gen_len=table.max_gen_len,
+            prompt_ids=(1,) * int(table.prompt_len[q]),
+            output_ids=(2,) * int(table.gen_len[q, r]),
+            finish_reason="eos" if table.gen_len[q, r] < table.max_gen_len else "length",
+            answer="x" if is_right else None,
+            score=float(is_right),
+            solved_len=int(table.solved_len[q, r]) if is_right else None,
+            time_s=0.1,
+        )
+        for table in tables
+        for q, problem in enumerate(table.problems)
+        for r, is_right in enumerate(np.isfinite(table.solved_len[q]).tolist())
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study")
+    write_traces(traces_of(), path / "trials.parquet")
+    return path
+
+
+def test_rows_are_the_staircase_with_its_bias(kinetics, folder: Path):
+    finished = kinetics("frontier", "--traces", folder, "--json")
+    assert finished.code == 0, finished.err
+    content = json.loads(finished.out)
+    rows = content["rows"]
+    assert (content["task"], content["num_problems"], content["num_trials"]) == ("pathfind", 6, 96)
+    assert content["models"] == list(MODELS_HERE)
+    assert len(rows) > 3
+    assert all(first["spent"] < then["spent"] for first, then in pairwise(rows))
+    assert all(first["accuracy"] < then["accuracy"] for first, then in pairwise(rows))
+    for row in rows:
+        assert row["low"] <= row["accuracy"] + 1e-6
+        assert row["accuracy"] <= row["high"] + 1e-6
+        assert row["naive_bias"] == pytest.approx(row["naive_accuracy"] - row["accuracy"], abs=1e-6)
+        assert 0 < sum(choice["share"] for choice in row["choices"]) <= 1 + 1e-9
+        assert all(choice["num_trials"] == 1 for choice in row["choices"])
+
+
+def test_options_reach_the_library(kinetics, folder: Path):
+    options = ("--strategy", "best_of_n", "--price", "flops", "--model", MODELS_HERE[1], "--average")
+    content = json.loads(kinetics("frontier", "--traces", folder, *options, "--json").out)
+    tables = [table for table in read_tables(folder) if table.model == MODELS_HERE[1]]
+    tradeoff = tradeoff_table(tables, models=MODELS, hardware=HARDWARE["H100-SXM"], price="flops", strategy="best_of_n")
+    bought = allocate_average(tradeoff, tradeoff.budget_grid())
+    places = [int(np.argmin(np.abs(np.asarray(bought.budgets) - row["budget"]))) for row in content["rows"]]
+    np.testing.assert_allclose([row["spent"] for row in content["rows"]], bought.spent[np.array(places)])
+    np.testing.assert_allclose([row["accuracy"] for row in content["rows"]], bought.accuracy[np.array(places)])
+    assert content["budgets_are"] == "means"
+    assert {choice["model"] for row in content["rows"] for choice in row["choices"]} == {MODELS_HERE[1]}
+    assert {choice["gen_len"] for row in content["rows"] for choice in row["choices"]} == {256}
+
+
+def test_the_norm_changes_the_price(kinetics, folder: Path):
+    added, larger = (
+        json.loads(kinetics("frontier", "--traces", folder, "--combine", how, "--json").out) for how in ("add", "max")
+    )
+    assert larger["combine"] == "max"
+    assert larger["rows"][-1]["spent"] < added["rows"][-1]["spent"]
+
+
+def test_the_table_has_as_many_rows_as_asked_for(kinetics, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    out = kinetics("frontier", "--traces", folder, "--points", 3).out
+    assert "Long-CoT on pathfind: 6 problems, 96 trials; eFLOPs on H100-SXM (add), caps per request" in out
+    assert sum(line.startswith("│ ") for line in out.splitlines()) == 3
+    assert " tokens" in out
+    assert "naive (bias)" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--price", "euro"), ("price must be flops or eflops; got 'euro'",)),
+        (("--strategy", "guess"), ("strategy must be long_cot or best_of_n; got 'guess'",)),
+        (("--combine", "sum"), ("combine must be add, max or a norm p >= 1; got 'sum'",)),
+        (("--hardware", "Abacus"), ("unknown hardware 'Abacus'",)),
+        (("--model", "Qwen9"), ("has no traces of Qwen9", "Kinetics-Mini-0.6M", "study")),
+        (("--task", "chess"), ("has no task 'chess'. It has pathfind.", "study")),
+    ],
+)
+def test_a_slip_costs_one_sentence(kinetics, folder: Path, args: tuple[str, ...], said: tuple[str, ...]):
+    finished = kinetics("frontier", "--traces", folder, *args)
+    assert finished.code == 2
+    assert finished.out == ""
+    assert finished.err.startswith("Error: ")
+    assert finished.err.count("\n") == 1
+    assert all(words in finished.err for words in said)
+
+
+def test_bad_traces_are_named(kinetics, tmp_path: Path):
+    def said(path: Path) -> str:
+        finished = kinetics("frontier", "--traces", path)
+        assert finished.code == 2
+        assert finished.err.count("\n") == 1
+        assert str(path) in finished.err
+        return finished.err
+
+    said(tmp_path / "nowhere")
+    said(tmp_path)
+    (tmp_path / "notes.jsonl").write_text("no JSON\n")
+    assert "notes.jsonl" in said(tmp_path)
+    (tmp_path / "notes.jsonl").unlink()
+
+    few = tmp_path / "few"
+    few.mkdir()
+    write_traces([trace for trace in traces_of() if trace.trial < 1], few / "trials.parquet")
+    assert "every problem needs a trial in each of 2 folds" in said(few)
+
+    both = tmp_path / "both"
+    both.mkdir()
+    write_traces([*traces_of(), *traces_of("chess")], both / "trials.parquet")
+    assert "holds 2 tasks: chess, pathfind. Choose one with --task." in said(both)
+
+    alien = tmp_path / "alien"
+    alien.mkdir()
+    write_traces(
+        [Trace(**{**vars(trace), "model": "Qwen9", "run": "q"}) for trace in traces_of()[:4]], alien / "t.parquet"
+    )
+    assert "unknown model 'Qwen9'" in said(alien)
