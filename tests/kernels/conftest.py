@@ -1,5 +1,6 @@
 """Which implementations the contract runs: those that run here, or the one named on the command line."""
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -10,6 +11,11 @@ from pallas_kernels import _dispatch
 from pallas_kernels._interpret import gpu_params, interpreted
 from tests.kernels.cases import Effort
 from tests.kernels.contract import is_native
+
+if jax.__version_info__ >= (0, 12):
+    # JAX interprets the warpgroups of a Mosaic GPU kernel as threads of XLA's pool, which has one thread a core: they
+    # wait for each other, and where there are fewer cores than warpgroups they wait for ever.
+    os.environ.setdefault("NPROC", "8")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
