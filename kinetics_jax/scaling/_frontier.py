@@ -132,6 +132,8 @@ def frontier_band(
     stairs = np.stack([_stair_at(*pair, places) for pair in pairs])
     stair = _stair_at(spent, accuracy, places)
     ends = np.quantile(stairs, [(1 - level) / 2, (1 + level) / 2], axis=0) + (stair - stairs.mean(0))
+    # On a step itself half of the resamples step later: without this the moved band could miss its own staircase.
+    ends = np.stack([np.minimum(ends[0], stair), np.maximum(ends[1], stair)])
     low, high = np.maximum.accumulate(np.clip(ends, 0.0, 1.0), axis=1)
     return FrontierBand(spending=places, accuracy=stair, low=low, high=high)
 

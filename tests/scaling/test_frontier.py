@@ -182,6 +182,20 @@ def test_band_covers_the_true_staircase():
         assert (np.diff([band.low, band.accuracy, band.high], axis=1) >= 0).all()
 
 
+def test_band_holds_its_own_staircase():
+    """A far step that few resamples reach early lifts their mean above nearly all of them."""
+    far = np.array([1.0, 1.15])[:, None] + np.array([0, 0.36])[:, None] * np.tile([-1, 1], 20)
+    step = replace(
+        curve([0.1, 0.9], budgets=(1, 1.15)),
+        paid=jnp.asarray(far, jnp.float32),
+        solved=jnp.full((2, 40), jnp.array([[0.1], [0.9]])),
+        choice=jnp.zeros((2, 40), jnp.int32),
+        fold_choice=jnp.zeros((2, 2, 40), jnp.int32),
+    )
+    band = frontier_band(step, np.array([1.05]))
+    assert ((band.low <= band.accuracy) & (band.accuracy <= band.high)).all()
+
+
 def test_band_by_hand():
     """Problems that all agree leave no width; curves together make one staircase; the dip at 4 is no step."""
     low, high = curve([0.1, 0.2, 0.15, 0.3]), curve([0.0, 0.25, 0.6, 0.6])
