@@ -36,7 +36,7 @@ def best_of_k(
         The estimate for each entry of the batch. Under `jit`, where values are unknown, what would be refused is NaN.
 
     Raises:
-        ValueError: If k is out of range or the score of an existing trial is NaN (outside `jit`).
+        ValueError: If k is out of range or not whole, or the score of an existing trial is NaN (outside `jit`).
 
     Example:
         >>> best_of_k(np.array([0.9, 0.5, 0.1]), np.array([False, True, True]), 2).item()  # the wrong one wins 2 of 3
@@ -104,5 +104,6 @@ def _best_of_k(scores: Array, is_right: Array, exists: Array, k: Array) -> Array
     chance = drawn / jnp.maximum(n, 1) * jnp.cumprod(falls, -1) * is_there
     size = jnp.maximum(sum_by_run(is_there, run), 1)
     total = (sum_by_run(chance, run) * sum_by_run(is_right * is_there, run) / size).sum(-1)
-    is_valid = (drawn >= 1)[..., 0] & (drawn <= n)[..., 0] & ~jnp.any(jnp.isnan(scores) & exists, -1)
+    is_drawn = ((drawn >= 1) & (drawn <= n) & (drawn == jnp.floor(drawn)))[..., 0]
+    is_valid = is_drawn & ~jnp.any(jnp.isnan(scores) & exists, -1)
     return jnp.where(is_valid, total, jnp.nan)

@@ -97,7 +97,11 @@ class BetaBinomial:
             Brown et al. 2024 (arXiv 2407.21787).
         """
         require_level(level)
-        require(lambda k: (k >= 1) & (k == np.floor(k)), (k,), "k must be a whole number of at least 1; got {}.")
+        require(
+            lambda k: (k >= 1) & (k == np.floor(k)) & (k < 2**53),
+            (k,),
+            "k must be a whole number of at least 1 (and below 2**53); got {}.",
+        )
         k = np.asarray(k).astype(int)
         log_none = _log_none(np.array(self.alpha), np.array(self.beta), k)
         without = _log_odds(_log_none(self.alpha_without, self.beta_without, k[..., None]))

@@ -60,9 +60,9 @@ def majority_at_k(
         The estimate for each entry of the batch. Under `jit`, where values are unknown, what would be refused is NaN.
 
     Raises:
-        ValueError: If k is out of range, an answer is below -1, a trial is right without an answer, or trials with one
-            answer are not all right or all wrong (outside `jit`). For a limit on length, set the answer of trials
-            that have not finished to -1.
+        ValueError: If k is out of range or not whole, an answer is below -1 or no int32, a trial is right without an
+            answer, or trials with one answer are not all right or all wrong (outside `jit`). For a limit on length,
+            set the answer of trials that have not finished to -1.
 
     Example:
         >>> answer, is_right = np.array([7, 7, 2, -1]), np.array([True, True, False, False])
@@ -74,7 +74,11 @@ def majority_at_k(
         (PAPER.md section 3) scores Best-of-N by an oracle only.
     """
     exists = existing(mask, jnp.shape(answer))
-    require(lambda a, e: (a >= -1) | ~e, (answer, exists), "answer must be -1 (none) or an index; got {}.")
+    require(
+        lambda a, e: ((a >= -1) & (a < 2**31)) | ~e,  # JAX would wrap what no int32 holds, and join answers that differ
+        (answer, exists),
+        "answer must be -1 (none) or an index below 2**31; got {}. Number the answers of a problem from 0.",
+    )
     require(
         lambda a, right, e: (a >= 0) | ~right | ~e,
         (answer, is_right, exists),
@@ -99,7 +103,8 @@ def _majority(answer: Array, is_right: Array, exists: Array, k: Array, *, most: 
     """Return the estimate for each entry of the batch; no k is above `most`."""
     answer, is_right, exists, k = jnp.broadcast_arrays(answer, is_right, exists, k[..., None])
     votes, right = _count_votes(answer, is_right, exists)
-    entries = votes, right, exists.sum(-1, dtype=jnp.int32), k[..., 0].astype(jnp.int32)
+    k = jnp.where(k == jnp.floor(k), k, 0)[..., 0].astype(jnp.int32)  # 0 is refused
+    entries = votes, right, exists.sum(-1, dtype=jnp.int32), k
     batch, width = answer.shape[:-1], answer.shape[-1]
     entries = tuple(array.reshape((-1, *array.shape[len(batch) :])) for array in entries)
     num_answers = jnp.max(jnp.sum(votes > 0, -1, dtype=jnp.int32), initial=0)
@@ -149,7 +154,11 @@ def _estimate(
     ones = jnp.ones((len(threshold), len(root)), complex_dtype)
     _, won_PJ = lax.fori_loop(0, num_answers, vote, (ones, jnp.zeros_like(ones)))
     drawn = jnp.clip(k, 0, most)
-    won = ((weight_P @ won_PJ) * (silent_T @ phase_TJ) * times_J * jnp.conj(phase_TJ[drawn])).sum().real
+    # In full precision: by default GPUs round what they multiply to 11 bits, TPUs to 8.
+    answered_J, silent_J = (
+        jnp.matmul(*pair, precision="highest") for pair in ((weight_P, won_PJ), (silent_T, phase_TJ))
+    )
+    won = (answered_J * silent_J * times_J * jnp.conj(phase_TJ[drawn])).sum().real
     is_valid = (k >= 1) & (k <= num_trials) & jnp.all((right_A == 0) | (right_A == 1))
     return jnp.where(is_valid, jnp.clip(won / chance_T[drawn], 0, 1), jnp.nan)
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
@@ -25,10 +26,10 @@ def pass_at_k(
 
     Returns:
         The estimate for every entry of the broadcast shape. Under `jit`, where values are unknown,
-        entries out of range are NaN.
+        entries that would be refused are NaN.
 
     Raises:
-        ValueError: If an entry is out of range (outside `jit`).
+        ValueError: If an entry is out of range or no whole number (outside `jit`).
 
     Example:
         >>> pass_at_k(1, 4, 2).item()  # half of the six pairs hold the right one
@@ -47,6 +48,11 @@ def pass_at_k(
         (num_correct, num_trials, k),
         "num_correct must lie in 0..num_trials; got num_correct={}, num_trials={}, k={}.",
     )
+    require(
+        lambda c, n, k: (c == np.floor(c)) & (n == np.floor(n)) & (k == np.floor(k)),
+        (num_correct, num_trials, k),
+        "counts must be whole numbers; got num_correct={}, num_trials={}, k={}. Grade each trial as right or wrong.",
+    )
     dtype = jnp.result_type(float)
     c, n, k = jnp.broadcast_arrays(*(jnp.asarray(count, dtype) for count in (num_correct, num_trials, k)))
     return _pass_at_k(c, n, k)
@@ -54,7 +60,8 @@ def pass_at_k(
 
 @jax.jit  # one compiled loop a shape; without it every eager call would compile its own
 def _pass_at_k(c: Array, n: Array, k: Array) -> Array:
-    is_valid = (k >= 1) & (k <= n) & (c >= 0) & (c <= n)
+    is_whole = (c == jnp.floor(c)) & (n == jnp.floor(n)) & (k == jnp.floor(k))
+    is_valid = (k >= 1) & (k <= n) & (c >= 0) & (c <= n) & is_whole
     drawn = jnp.where(is_valid, k, 0)
 
     def add_draw(i: Array, log_none: Array) -> Array:

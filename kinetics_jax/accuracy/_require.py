@@ -19,12 +19,12 @@ def require(test: Callable[..., np.ndarray], arrays: tuple[ArrayLike, ...], mess
 
 
 def require_drawn(k: ArrayLike, exists: ArrayLike) -> None:
-    """Raise ValueError unless 1 <= k <= the trials of every row, unless either is traced."""
+    """Raise ValueError unless k is whole and 1 <= k <= the trials of every row, or either is traced."""
     if not isinstance(exists, Tracer):
         require(
-            lambda k, n: (k >= 1) & (k <= n),
+            lambda k, n: (k >= 1) & (k <= n) & (k == np.floor(k)),
             (k, np.asarray(exists).sum(-1)),
-            "k must lie in 1..num_trials; got k={}, num_trials={}. Draw more trials, or lower k.",
+            "k must be a whole number in 1..num_trials; got k={}, num_trials={}. Draw more trials, or lower k.",
         )
 
 

@@ -20,8 +20,9 @@ def accuracy_interval(
        n = \frac{p (1 - p)}{s^2 / Q} $$
 
     p averages c/r over the problems, each with equal weight, and s^2 is its variance between them, which holds the
-    noise of the trials too: n is the number of independent trials that would know p as well, at most all drawn. Where
-    all are right or all wrong, s^2 = 0 shows nothing and n = Q: as if the trials of a problem always agreed.
+    noise of the trials too: n is the number of independent trials that would know p as well, at most Q times the
+    harmonic mean of r (all drawn, if problems have equally many). Where all are right or all wrong, s^2 = 0 shows
+    nothing and n = Q: as if the trials of a problem always agreed.
 
     Args:
         num_correct: Right trials c of each problem.
@@ -60,10 +61,14 @@ def accuracy_interval(
 def _wilson(num_correct: Array, num_trials: Array, z: Array) -> tuple[Array, Array, Array]:
     num_problems = num_correct.shape[-1]
     share = num_correct / num_trials
-    mean, variance = share.mean(-1), share.var(-1, ddof=1) / num_problems
+    # Equal shares have their value as mean and no variance, whatever the last bit of a sum says.
+    is_equal = share.max(-1) == share.min(-1)
+    mean = jnp.where(is_equal, share[..., 0], share.mean(-1))
+    variance = jnp.where(is_equal, 0, share.var(-1, ddof=1) / num_problems)
     spread = mean * (1 - mean)
     known = spread / jnp.where(variance > 0, variance, 1)
-    most = num_trials.sum(-1)
+    # As many independent trials as would know equal shares as well: Q times the harmonic mean of their numbers.
+    most = num_problems**2 / (1 / num_trials).sum(-1)
     # Equal shares strictly between 0 and 1 have no variance either, but there it is the trials that disagree.
     num = jnp.where(variance > 0, jnp.minimum(known, most), jnp.where(spread > 0, most, num_problems))
     centre = (mean + z**2 / (2 * num)) / (1 + z**2 / num)

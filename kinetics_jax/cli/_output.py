@@ -9,15 +9,19 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, num_labels: int = 1) -> None:
-    """Print a table to standard output; the first `num_labels` columns are text, the others right-aligned numbers."""
-    table = Table(title=title, title_justify="left")
+    """Print a table to standard output; the first `num_labels` columns are text, the others right-aligned numbers.
+
+    What stands in brackets is no markup: names and reasons come from files.
+    """
+    table = Table(title=Text(title), title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < num_labels else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 

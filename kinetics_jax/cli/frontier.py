@@ -93,14 +93,19 @@ def _rows(bought: Allocation) -> list[dict[str, Any]]:
             "budget": float(bought.budgets[place]),
             "spent": float(bought.spent[place]),
             "accuracy": float(bought.accuracy[place]),
-            "low": float(low[place]),
-            "high": float(high[place]),
+            "low": _known(float(low[place])),
+            "high": _known(float(high[place])),
             "naive_accuracy": float(bought.naive_accuracy[place]),
             "naive_bias": float(bought.bias[place]),
             "choices": _choices(np.asarray(bought.choice)[place], bought.candidates),
         }
         for place in stair.tolist()
     ]
+
+
+def _known(value: float) -> float | None:
+    """Return a number that JSON has: one problem says nothing of others, so that its interval has no ends."""
+    return value if np.isfinite(value) else None
 
 
 def _choices(choice: np.ndarray, candidates: tuple[Candidate, ...]) -> list[dict[str, Any]]:
@@ -121,6 +126,9 @@ def _choices(choice: np.ndarray, candidates: tuple[Candidate, ...]) -> list[dict
 def _print_rows(content: dict[str, Any], points: int) -> None:
     """Print some rows, evenly spaced; the commonest choice stands for all, with its share of the problems."""
     rows = content["rows"]
+    if not rows:
+        typer.echo(f"No budget solves any of the {content['num_problems']} problems of {content['task']}.")
+        return
     kept = np.unique(np.linspace(0, len(rows) - 1, min(points, len(rows))).round().astype(int)).tolist()
     unit = "FLOPs" if content["price"] == "flops" else "eFLOPs"
     priced = "" if content["price"] == "flops" else f" on {content['hardware']} ({content['combine']})"
@@ -140,15 +148,17 @@ def _print_rows(content: dict[str, Any], points: int) -> None:
 
 
 def _cells(row: dict[str, Any], strategy: str) -> tuple[str, ...]:
-    first = row["choices"][0]
-    count = first["gen_len"] if strategy == "long_cot" else first["num_trials"]
-    unit = "token" if strategy == "long_cot" else "trial"
+    point = ("none", "", "", "0%")  # a cap that each fold's choice fits and that of all trials does not
+    if row["choices"]:
+        first = row["choices"][0]
+        count = first["gen_len"] if strategy == "long_cot" else first["num_trials"]
+        unit = "token" if strategy == "long_cot" else "trial"
+        share = f"{100 * first['share']:.0f}%"
+        point = (first["model"], first["attention"], f"{count:,} {unit}{'' if count == 1 else 's'}", share)
+    interval = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
     return (
         f"{row['spent']:.2e}",
-        first["model"],
-        first["attention"],
-        f"{count:,} {unit}{'' if count == 1 else 's'}",
-        f"{100 * first['share']:.0f}%",
-        f"{row['accuracy']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
-        f"{row['naive_accuracy']:.3f} ({100 * row['naive_bias']:+.1f})",
+        *point,
+        f"{row['accuracy']:.3f}{interval}",
+        f"{row['naive_accuracy']:.3f} ({round(100 * row['naive_bias'], 1) + 0.0:+.1f})",
     )

@@ -23,7 +23,7 @@ from kinetics_jax.traces import (
 from ._app import app, console
 from ._bytes import byte_progress
 from ._output import print_json, print_table
-from ._pricing import AsJson, ConventionText, parse_convention
+from ._pricing import AsJson, parse_convention
 
 _SHOWN = 20
 """Issues printed to a person; --json has all."""
@@ -91,7 +91,9 @@ def bring(
     max_gen_len: Annotated[
         int | None, typer.Option(help="Limit under which trials ran, where files do not tell.", show_default="32768")
     ] = None,
-    convention: ConventionText = "exact",
+    convention: Annotated[
+        str, typer.Option(help="exact: the attention that ran; paper: the selection alone, which its cost counts.")
+    ] = "exact",
     as_json: AsJson = False,
 ) -> None:
     """Turn the paper's generations into traces; exit code 1 if something could not be read and was left out."""

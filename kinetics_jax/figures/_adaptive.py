@@ -100,8 +100,9 @@ def _describe(value: PolicyValue) -> str:
     low, high = value.regret_interval()
     whole = np.flatnonzero(value.served >= 1)
     place = int(whole[len(whole) // 2])
-    ends = f"[{-100 * high[place]:+.1f}, {-100 * low[place]:+.1f}]"
-    return f"{-100 * value.regret_to_fixed[place]:+.1f} points {ends} at {value.spent[place]:.1e}"
+    has_interval = np.isfinite(low[place])  # one problem has none
+    ends = f" [{-100 * high[place]:+.1f}, {-100 * low[place]:+.1f}]" if has_interval else ""
+    return f"{-100 * value.regret_to_fixed[place]:+.1f} points{ends} at {value.spent[place]:.1e}"
 
 
 def _rows(name: str, value: PolicyValue, price: str) -> list[dict[str, object]]:

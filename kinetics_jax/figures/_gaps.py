@@ -117,7 +117,9 @@ def _draw_arrows(axes: Axes, gap: Gap, color: str) -> None:
 
 def _describe(gap: Gap) -> str:
     """Say in one line what the two arrows show: always readable, wherever the curves run."""
-    gain = f"{100 * gap.gain:+.0f} points [{100 * gap.gain_low:+.0f}, {100 * gap.gain_high:+.0f}]"
+    gain = f"{100 * gap.gain:+.0f} points"
+    if np.isfinite(gap.gain_low):  # one problem has no interval
+        gain = f"{gain} [{100 * gap.gain_low:+.0f}, {100 * gap.gain_high:+.0f}]"
     gain = f"{gain}, held out {100 * gap.gain_held_out:+.0f}"
     if 100 * gap.gain < 0.5:
         gain = "no gain at any price"

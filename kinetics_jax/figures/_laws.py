@@ -45,9 +45,14 @@ def law_bands(
     Returns:
         The paths of the PNG and the CSV.
 
+    Raises:
+        ValueError: If there are fewer than two models.
+
     References:
         PAPER.md section 5, Fig. 1.
     """
+    if len(eflops_frontiers) < 2:
+        raise ValueError(f"laws choose among models: give two or more; got {list(eflops_frontiers)}")
     names = short_names(eflops_frontiers)
     styles = size_styles(list(eflops_frontiers))
     with house_style():
@@ -79,6 +84,8 @@ def law_bands(
 
 def _worst(comparisons: Sequence[LawComparison]) -> str:
     """Say in one line what following FLOPs costs at most."""
+    if not any(row.cost_ratio < float("inf") for row in comparisons):
+        return "no model gets to any of the accuracies compared"
     dearer = [row for row in comparisons if 1 < row.cost_ratio < float("inf")]
     if not dearer:
         return "the two laws never differ in what it costs"

@@ -16,11 +16,12 @@ from jaxtyping import Array, Float
 from kinetics_jax.specs import HardwareSpec, ModelSpec
 from kinetics_jax.traces import TraceTable
 
-from ._allocation import interpolate, resample_weights, weighted_accuracy
+from ._allocate import require_budgets
+from ._allocation import interpolate, percentiles, resample_weights, weighted_accuracy
 from ._average import allocate_average
 from ._followups import Followups, price_followups
 from ._hull import spend_exactly
-from ._table import require_comparable, tradeoff_table
+from ._table import require_comparable, smallest_fold, tradeoff_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,8 @@ class PolicyValue:
         fixed_accuracy: What the best fixed choice achieves at the same spending, made and scored in the same way.
         fixed_solved: That choice at each budget, by problem.
         fixed_paid: Its price, by problem.
-        oracle_low: At the same spending, what a choice by problem achieves, made on half of its trials and scored on
-            the other. An oracle does better.
+        oracle_low: At the same spending, what a choice by problem among the policy's numbers of trials achieves, made
+            on half of its trials and scored on the other. An oracle does better.
         oracle_high: The same, made and scored on all trials. No oracle does better, in expectation.
         decisions: By budget and state, made on all problems.
         served: Share of requests answered at each budget; below 1 where not even a first trial is affordable.
@@ -135,8 +136,7 @@ class PolicyValue:
         weights = resample_weights(self.solved.shape[1], num_resamples=num_resamples, seed=seed)
         regret = weighted_accuracy(self.fixed_paid, self.fixed_solved, weights, self.spent)
         regret = regret - weighted_accuracy(self.paid, self.solved, weights, self.spent)
-        low, high = np.quantile(regret, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return low, high
+        return percentiles(regret, level=level, num_problems=self.solved.shape[1])
 
 
 def evaluate_policy(
@@ -165,7 +165,7 @@ def evaluate_policy(
     Args:
         tables: One table a (model, attention) of one model, all on the same problems.
         policy: What to look at and what to decide.
-        budgets: Mean prices of a request [in `price`], positive.
+        budgets: Mean prices of a request [in `price`], positive, none below the one before it.
         models: Specs by model name.
         hardware: Sets the arithmetic intensity of eFLOPs.
         price: "eflops" or "flops". The first trial and those that follow read the prompt once each.
@@ -176,7 +176,7 @@ def evaluate_policy(
 
     Raises:
         ValueError: If the tables are of several models or do not fit together, none has the first trial's attention,
-            a problem has too few trials, or there are fewer problems than folds.
+            a problem has too few trials, there are fewer problems than folds, or budgets fall or are not positive.
 
     References:
         PAPER.md section 8 (adaptive N and B from the length seen so far, left to future work); section 5, Fig. 24.
@@ -194,7 +194,8 @@ def evaluate_policy(
         raise ValueError(f"num_folds must lie in 2..{num_problems} problems; got {num_folds}")
     budgets = np.asarray(budgets, dtype=np.float64)
     if not np.all(np.isfinite(budgets) & (budgets > 0)):
-        raise ValueError("budgets must be positive and finite")
+        raise ValueError(f"budgets must be positive and finite; got {budgets.min():.3g} to {budgets.max():.3g}")
+    require_budgets(budgets)
     model = models[tables[0].model]
     options = price_followups(
         by_attention, policy.first, policy.edges, policy.trial_counts, model=model, hardware=hardware, price=price
@@ -213,7 +214,11 @@ def evaluate_policy(
         fixed_paid[:, held_out] = fixed_weights @ fixed_cost[held_out].T
     spent = paid.mean(1)
     hindsight = spend_exactly(fixed_cost, fixed_value, budgets * num_problems)
-    tradeoff = tradeoff_table(tables, models=models, hardware=hardware, price=price, strategy="best_of_n")
+    # The oracle below has the options of the one above, as far as half of the trials serve them.
+    counts = [count for count in sorted({1, *policy.trial_counts} - {0}) if count <= smallest_fold(tables, 2)]
+    tradeoff = tradeoff_table(
+        tables, models=models, hardware=hardware, price=price, strategy="best_of_n", trial_counts=counts
+    )
     by_problem = allocate_average(tradeoff, budgets)
     served, weights = _decide(options, np.ones(num_problems, dtype=bool), budgets)
     return PolicyValue(

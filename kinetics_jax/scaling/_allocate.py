@@ -18,9 +18,10 @@ from kinetics_jax.accuracy import pass_at_k
 from ._allocation import Allocation
 from ._tradeoff import Tradeoff
 
-# Accuracies within one step are a tie, whatever the last bits say. A prime: no share of trials is on a rounding edge.
-# The product of the two fits an int32.
-_TIE_STEPS = 16_381
+# Accuracies within one step are a tie, whatever the last bits say. The steps are a prime: of all shares only 1/2 is on
+# a rounding edge, and the shift moves that edge to where no share of up to 64 trials is near. The product of the two
+# numbers of steps fits an int32.
+_TIE_STEPS, _TIE_SHIFT = 16_381, 1 / 256
 _POOLED_STEPS = 131_071
 
 
@@ -55,7 +56,8 @@ def allocate(
 
     Args:
         tradeoff: Prices and successes by fold, at least 2 folds.
-        budgets: Caps on the expected price of a request [in the price of the tradeoff], finite.
+        budgets: Caps on the expected price of a request [in the price of the tradeoff], finite, none below the one
+            before it.
         price_over: Whose choosing trials tell that price: all problems of one difficulty, or one problem (as in the
             paper).
 
@@ -63,7 +65,8 @@ def allocate(
         The allocation at each cap.
 
     Raises:
-        ValueError: If there is one fold only, or a fold has fewer trials than a candidate spends.
+        ValueError: If there is one fold only, a fold has fewer trials than a candidate spends, or (outside `jit`) the
+            budgets are not finite or fall.
 
     Example:
         >>> import jax.numpy as jnp
@@ -87,6 +90,7 @@ def allocate(
         PAPER.md section 3, Algorithms 1 and 2; errata 5 and 10.
     """
     require_folds(tradeoff)
+    require_budgets(budgets)
     num_problems, num_candidates = tradeoff.cost.shape[1:]
     num_padded = max(64, 1 << (num_candidates - 1).bit_length())
     arrays = _allocate(
@@ -113,6 +117,18 @@ def require_folds(tradeoff: Tradeoff) -> None:
                 f"every fold needs as many trials as a candidate spends; got folds of {fewest.min():.0f} and "
                 f"candidates of {counts.max():.0f} trials. Draw more trials, or use fewer folds or smaller counts."
             )
+
+
+def require_budgets(budgets: Array | np.ndarray) -> None:
+    """Raise ValueError unless budgets are finite and never fall: curves are read by rising budget. Not if traced."""
+    if isinstance(budgets, Tracer):
+        return
+    values = np.asarray(budgets, dtype=np.float64)
+    if not np.isfinite(values).all() or (np.diff(values) < 0).any():
+        raise ValueError(
+            f"budgets must be finite and rise; got {np.array2string(values, threshold=8)}. Sort them, or use "
+            "Tradeoff.budget_grid."
+        )
 
 
 def _pad_last(array: Array, size: int, value: float) -> Array | np.ndarray:
@@ -148,8 +164,12 @@ def _allocate(
     num_folds = cost_FQC.shape[0]
     # What each choice may look at: first all folds (naive), then all but fold f.
     looks_at_SF = np.vstack([np.ones(num_folds), 1 - np.eye(num_folds)]).astype(np.float32)
+    # In full precision: by default GPUs round what they multiply to 11 bits, TPUs to 8, counts and prices alike.
     seen_cost, seen_correct, seen_trials = jnp.einsum(
-        "sf,ifqc->isqc", looks_at_SF, jnp.stack([cost_FQC * num_trials_FQC, num_correct_FQC, num_trials_FQC])
+        "sf,ifqc->isqc",
+        looks_at_SF,
+        jnp.stack([cost_FQC * num_trials_FQC, num_correct_FQC, num_trials_FQC]),
+        precision="highest",
     )
     # One call for both, and one below: compiling takes longer than running.
     num_trials = jnp.concatenate([seen_trials, num_trials_FQC])
@@ -194,7 +214,8 @@ def _best_affordable(cost: Array, value: Array, num_candidates: Array, budgets_X
     """
     pooled = jnp.broadcast_to(value.mean(1, keepdims=True), value.shape)
     # One integer holds both: what the problem's trials say first, then what all problems say.
-    value_step, pooled_step = (jnp.round(_TIE_STEPS * value), jnp.round((_POOLED_STEPS - 1) * pooled))
+    value_step = jnp.floor(_TIE_STEPS * value + (0.5 + _TIE_SHIFT))
+    pooled_step = jnp.round((_POOLED_STEPS - 1) * pooled)
     key = _POOLED_STEPS * value_step.astype(jnp.int32) + pooled_step.astype(jnp.int32)
     cost_CSQ1, key_CSQ1 = (jnp.moveaxis(array, -1, 0)[..., None] for array in (cost, key))
     shape = (*cost.shape[:-1], budgets_X.shape[0])

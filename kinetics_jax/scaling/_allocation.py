@@ -137,7 +137,7 @@ class Allocation:
             seed: Seed of the resampling; equal seeds give paired intervals on equal problems.
 
         Returns:
-            Lower and upper end, each [X].
+            Lower and upper end, each [X]; NaN where there is one problem only.
         """
         return percentile_interval(np.asarray(self.solved), level=level, num_resamples=num_resamples, seed=seed)
 
@@ -168,7 +168,18 @@ def resample_weights(num_problems: int, *, num_resamples: int, seed: int) -> np.
 def percentile_interval(
     values: np.ndarray, *, level: float, num_resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return percentiles of the mean of `values` [X, Q] over resampled problems."""
-    means = values @ resample_weights(values.shape[1], num_resamples=num_resamples, seed=seed).T
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return low, high
+    """Return percentiles of the mean of `values` [X, Q] over resampled problems, as `percentiles`."""
+    weights = resample_weights(values.shape[1], num_resamples=num_resamples, seed=seed)
+    return percentiles(weights @ values.T, level=level, num_problems=values.shape[1])
+
+
+def percentiles(resampled: np.ndarray, *, level: float, num_problems: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of what `level` of the resamples [W, ...] hold; NaN for one problem: it says nothing of others.
+
+    Raises:
+        ValueError: If the level is out of range.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1); got {level}. Use 0.9 for 90 %.")
+    low, high = map(np.asarray, np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0))
+    return (low, high) if num_problems > 1 else (np.full_like(low, np.nan), np.full_like(high, np.nan))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from kinetics_jax.accuracy import pass_at_k
 
-from ._allocate import require_folds
+from ._allocate import require_budgets, require_folds
 from ._allocation import Allocation, Mixture
 from ._hull import Spending, spend_exactly
 from ._tradeoff import Tradeoff
@@ -59,7 +59,8 @@ def allocate_average(
 
     Args:
         tradeoff: Prices and successes by fold, at least 2 folds; prices positive.
-        mean_budgets: Mean prices of a request [in the price of the tradeoff], finite, 0 or more.
+        mean_budgets: Mean prices of a request [in the price of the tradeoff], finite, 0 or more, none below the one
+            before it.
         value_from: What tells how good a candidate is on a problem, see above.
         price_over: As in `allocate`.
 
@@ -68,7 +69,7 @@ def allocate_average(
 
     Raises:
         ValueError: If there is one fold only, a fold has fewer trials than a candidate spends, a price is not
-            positive, or a budget is negative or not finite.
+            positive, a budget is negative or not finite, or budgets fall.
 
     Example:
         >>> from kinetics_jax.scaling import Candidate
@@ -93,9 +94,10 @@ def allocate_average(
         Problem (Operations Research 27, 1979).
     """
     require_folds(tradeoff)
+    require_budgets(mean_budgets)
     totals = np.asarray(mean_budgets, dtype=np.float64) * len(tradeoff.problems)
-    if not np.all(np.isfinite(totals) & (totals >= 0)):
-        raise ValueError("mean budgets must be finite and 0 or more. Use Tradeoff.budget_grid.")
+    if (totals < 0).any():
+        raise ValueError(f"mean budgets must be 0 or more; got {np.min(mean_budgets):.3g}. Use Tradeoff.budget_grid.")
     cost, num_correct, num_trials = (
         np.asarray(array, dtype=np.float64) for array in (tradeoff.cost, tradeoff.num_correct, tradeoff.num_trials)
     )
@@ -153,8 +155,11 @@ def _pass_at_k(num_correct: np.ndarray, num_trials: np.ndarray, k: np.ndarray) -
 
 def _mean_over_level(total: np.ndarray, count: np.ndarray, level: np.ndarray) -> np.ndarray:
     """Give each problem the mean over the trials of all problems of its level."""
-    is_alike = (level[:, None] == level[None, :]).astype(float)
-    return (is_alike @ total) / (is_alike @ count)
+    _, group = np.unique(level, return_inverse=True)
+    sums = np.zeros((2, len(level), total.shape[1]))  # at most as many levels as problems
+    np.add.at(sums[0], group, total)
+    np.add.at(sums[1], group, count)
+    return sums[0, group] / sums[1, group]
 
 
 def _float(array: Array | np.ndarray) -> Array:

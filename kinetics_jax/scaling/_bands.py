@@ -33,9 +33,9 @@ def model_bands(frontiers: Mapping[str, Allocation], *, margin: float = 0.01) ->
     """Return which model leads from which accuracy to which: runs of one model on the staircase of all curves.
 
     The models are compared at equal held-out spending, on cross-fitted curves from where half of the requests are
-    served, yet the lead itself is read off the
-    sample: a band a few points wide may be noise (`Allocation.interval` tells). A leader is replaced only by a model
-    that is better by more than the margin; without one, equal models take turns.
+    served. The lead itself is still read off the sample: a band a few points wide may be noise
+    (`Allocation.interval` tells). A leader is replaced only by a model that is better by more than the margin; without
+    one, equal models take turns.
 
     Args:
         frontiers: One allocation a model, over shared caps, smallest model first (it wins ties).

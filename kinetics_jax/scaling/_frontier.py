@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ._allocation import Allocation, resample_weights
+from ._allocation import Allocation, percentiles, resample_weights
 
 
 def pareto_frontier(
@@ -50,6 +50,8 @@ def cost_to_reach(
 ) -> Float[np.ndarray, " A"]:
     """Return the lowest cost of a point at least as accurate as each target, inf where none is.
 
+    An accuracy that misses the target by less than 1e-6 reaches it: single precision holds no 0.7.
+
     Args:
         cost: Price of each point.
         accuracy: Accuracy of each point.
@@ -64,7 +66,8 @@ def cost_to_reach(
     """
     stair = pareto_frontier(cost, accuracy)
     stair_cost = np.append(np.asarray(cost, dtype=np.float64)[stair], np.inf)
-    return stair_cost[np.searchsorted(np.asarray(accuracy)[stair], np.asarray(targets), side="left")]
+    wanted = np.asarray(targets, dtype=np.float64) - 1e-6
+    return stair_cost[np.searchsorted(np.asarray(accuracy, dtype=np.float64)[stair], wanted, side="left")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class FrontierBand:
     Attributes:
         spending: Mean spendings, rising [in the price of the curves].
         accuracy: Best accuracy of a point that spends no more.
-        low: Lower ends of the interval at each spending; never falls.
+        low: Lower ends of the interval at each spending; never falls. NaN with one problem.
         high: Upper ends; never falls.
     """
 
@@ -131,7 +134,7 @@ def frontier_band(
     pairs = zip(weights @ paid.T, weights @ solved.T, strict=True)
     stairs = np.stack([_stair_at(*pair, places) for pair in pairs])
     stair = _stair_at(spent, accuracy, places)
-    ends = np.quantile(stairs, [(1 - level) / 2, (1 + level) / 2], axis=0) + (stair - stairs.mean(0))
+    ends = np.stack(percentiles(stairs, level=level, num_problems=paid.shape[1])) + (stair - stairs.mean(0))
     # On a step itself half of the resamples step later: without this the moved band could miss its own staircase.
     ends = np.stack([np.minimum(ends[0], stair), np.maximum(ends[1], stair)])
     low, high = np.maximum.accumulate(np.clip(ends, 0.0, 1.0), axis=1)

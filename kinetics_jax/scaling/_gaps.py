@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ._allocation import Allocation, resample_weights, weighted_accuracy
+from ._allocation import Allocation, percentiles, resample_weights, weighted_accuracy
 from ._frontier import cost_to_reach
 
 
@@ -17,7 +17,7 @@ class Gap:
         gain: Largest accuracy gained at equal held-out spending (0 to 1; 0 or less if the curve is never above).
         gain_held_out: The same without the luck of the place: on each fifth of the problems, the gain at the
             spending that the other problems choose; their mean.
-        gain_low: Lower end of the paired 90% bootstrap interval of `gain`.
+        gain_low: Lower end of the paired bootstrap interval of `gain`, 90% by default; NaN with one problem.
         gain_high: Upper end.
         gain_spent: Mean spending at which it is gained [in the price of the curves].
         base_accuracy: Accuracy of the base at that spending.
@@ -79,7 +79,7 @@ def widest_gap(
     gains = other.accuracy_at(places) - base.accuracy_at(places)
     place = int(np.argmax(gains))
     at_place = places[place : place + 1]
-    low, high = _gain_interval(base, other, at_place, level=level, num_resamples=num_resamples, seed=seed)[:, 0]
+    (low,), (high,) = _gain_interval(base, other, at_place, level=level, num_resamples=num_resamples, seed=seed)
 
     targets = np.unique(np.asarray(base.accuracy)[np.asarray(base.accuracy) >= min_accuracy])
     base_cost = cost_to_reach(np.asarray(base.spent), np.asarray(base.accuracy), targets)
@@ -108,7 +108,7 @@ class GainCurve:
     Attributes:
         spending: Mean spendings [in the price of the curves].
         gain: Accuracy gained at each.
-        low: Lower ends of the paired bootstrap interval, each place on its own.
+        low: Lower ends of the paired bootstrap interval, each place on its own; NaN with one problem.
         high: Upper ends.
     """
 
@@ -158,11 +158,11 @@ def _require_paired(base: Allocation, other: Allocation) -> None:
 
 def _gain_interval(
     base: Allocation, other: Allocation, places: np.ndarray, *, level: float, num_resamples: int, seed: int
-) -> np.ndarray:
-    """Bootstrap the gain at each spending, [2, S]: each resample of the problems redraws both whole curves."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap the gain at each spending, two of [S]: each resample of the problems redraws both whole curves."""
     weights = resample_weights(base.solved.shape[1], num_resamples=num_resamples, seed=seed)
     gains = _weighted_accuracy(other, weights, places) - _weighted_accuracy(base, weights, places)
-    return np.quantile(gains, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return percentiles(gains, level=level, num_problems=base.solved.shape[1])
 
 
 def _weighted_accuracy(curve: Allocation, weights_SQ: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -39,7 +39,13 @@ class Spending:
 
     def at_choice(self, numbers: Float[np.ndarray, "Q C"]) -> Float[np.ndarray, "X Q"]:
         """Return the expected number of what each row takes; nothing counts 0."""
-        return np.einsum("xqc,qc->xq", self.weights(numbers.shape[1]), numbers)
+        # Not by `weights`: those are C numbers for each of these.
+        padded = np.append(numbers, np.zeros((len(numbers), 1)), axis=1)  # -1 reads the 0 at the end
+        taken = padded[np.arange(len(numbers)), self.choice]
+        budget = np.flatnonzero(self.mixed_row >= 0)
+        row, share = self.mixed_row[budget], self.mixed_share[budget]
+        taken[budget, row] += share * (padded[row, self.mixed_choice[budget]] - taken[budget, row])
+        return taken
 
 
 def hull_vertices(cost: Float[np.ndarray, "Q C"], value: Float[np.ndarray, "Q C"]) -> Int[np.ndarray, "Q V"]:

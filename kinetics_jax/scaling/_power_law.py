@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._allocate import allocate
-from ._allocation import Allocation
+from ._allocation import Allocation, percentiles
 from ._tradeoff import Tradeoff
 
 
@@ -150,8 +150,10 @@ def choice_power_law(
         drawn = _choice_points(allocation(tradeoff.take(rng.integers(num_problems, size=num_problems)), budgets), what)
         if np.unique(drawn[0]).size >= 2:
             slopes.append(_line(*np.log(drawn))[0])
-    low, high = np.quantile(slopes, [(1 - level) / 2, (1 + level) / 2]) if slopes else (math.nan, math.nan)
-    stderr = float(np.std(slopes)) if slopes else math.nan
+    if not slopes:
+        return replace(law, exponent_stderr=math.nan, exponent_low=math.nan, exponent_high=math.nan)
+    low, high = percentiles(np.array(slopes), level=level, num_problems=num_problems)
+    stderr = float(np.std(slopes)) if num_problems > 1 else math.nan
     return replace(law, exponent_stderr=stderr, exponent_low=float(low), exponent_high=float(high))
 
 

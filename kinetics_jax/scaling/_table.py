@@ -65,7 +65,9 @@ def tradeoff_table(
         jnp.asarray(np.concatenate(arrays, axis=-1), dtype=jnp.float32) for arrays in zip(*blocks, strict=True)
     )
     candidates = tuple(
-        Candidate(model=table.model, attention=table.attention, gen_len=gen_len, num_trials=count)
+        Candidate(
+            model=table.model, attention=table.attention, gen_len=min(gen_len, table.max_gen_len), num_trials=count
+        )
         for table in ordered
         for gen_len, count in points
     )
@@ -111,6 +113,7 @@ def _price_and_count(
 
 
 def require_comparable(tables: list[TraceTable], num_folds: int) -> None:
+    """Raise ValueError unless the tables are of one task and the same problems, with a trial of each in every fold."""
     if not tables:
         raise ValueError("a trade-off needs at least one trace table; got none. Is the trace folder empty?")
     if num_folds < 2:
@@ -128,12 +131,16 @@ def require_comparable(tables: list[TraceTable], num_folds: int) -> None:
                 f"tables must share their problems; {name} has {len(table.problems)}, {first.model} {first.attention} "
                 f"has {len(first.problems)}, or their order differs. Restrict each to the shared ones."
             )
-        smallest = int(min(table.mask[:, fold::num_folds].sum(1).min() for fold in range(num_folds)))
-        if smallest < 1:
+        if smallest_fold([table], num_folds) < 1:
             raise ValueError(
                 f"every problem needs a trial in each of {num_folds} folds; {name} lacks one. "
                 "Draw more trials, or restrict to the problems that have them."
             )
+
+
+def smallest_fold(tables: list[TraceTable], num_folds: int) -> int:
+    """Return the fewest trials that a problem has in a fold of a table."""
+    return int(min(table.mask[:, fold::num_folds].sum(1).min() for table in tables for fold in range(num_folds)))
 
 
 def _length_points(tables: list[TraceTable], limits: Sequence[int] | None) -> list[tuple[int, int]]:
@@ -141,6 +148,8 @@ def _length_points(tables: list[TraceTable], limits: Sequence[int] | None) -> li
     longest = min(table.max_gen_len for table in tables)
     if limits is None:
         limits = sorted({max(1, round(longest * 2 ** (-step / 2))) for step in range(11)})
+    if not limits:
+        raise ValueError("limits must name a length; got an empty list. None takes half octaves.")
     beyond = [limit for limit in limits if not 1 <= limit <= longest]
     if beyond:
         raise ValueError(f"limits must lie within the {longest} tokens that were generated; got {beyond}")
@@ -150,10 +159,12 @@ def _length_points(tables: list[TraceTable], limits: Sequence[int] | None) -> li
 def _trial_points(
     tables: list[TraceTable], trial_counts: Sequence[int] | None, num_folds: int
 ) -> list[tuple[int, int]]:
-    """Return (full length, N) points; without counts, the powers of two that fit the smallest fold."""
-    smallest = int(min(table.mask[:, fold::num_folds].sum(1).min() for table in tables for fold in range(num_folds)))
+    """Return (longest full length, N) points; without counts, the powers of two that fit the smallest fold."""
+    smallest = smallest_fold(tables, num_folds)
     if trial_counts is None:
         trial_counts = [2**power for power in range(smallest.bit_length())]
+    if not trial_counts:
+        raise ValueError("trial_counts must name a number of trials; got an empty list. None takes powers of two.")
     too_many = [count for count in trial_counts if not 1 <= count <= smallest]
     if too_many:
         raise ValueError(

@@ -122,6 +122,8 @@ class Tradeoff:
         ]
         if not columns:
             raise ValueError(f"no candidate has a model of {models} and a method of {methods}. Run them first.")
+        if difficulties is not None and not difficulties:
+            raise ValueError("no problem has one of no difficulties; got an empty list. None keeps all.")
         rows = [
             index
             for index, level in enumerate(np.asarray(self.difficulty).tolist())
@@ -155,10 +157,15 @@ class Tradeoff:
 
         Args:
             num_budgets: Number of caps, X, at least 2.
+
+        Raises:
+            ValueError: If there are fewer, or a price is not positive.
         """
         if num_budgets < 2:
             raise ValueError(f"num_budgets must be at least 2; got {num_budgets}")
         cost = np.asarray(self.cost, dtype=np.float64)
+        if not cost.min() > 0:
+            raise ValueError(f"a grid of caps needs positive prices; got {cost.min()}. Did a trial generate nothing?")
         # The margin keeps rounding from leaving the dearest candidate just above the last cap.
         return jnp.asarray(np.geomspace(cost.min(), 1.001 * cost.max(), num_budgets), dtype=jnp.float32)
 

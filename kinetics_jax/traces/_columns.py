@@ -96,6 +96,8 @@ def _read_file(path: Path, columns: Sequence[str]) -> pa.Table:
 
 def _parse_with_arrow(data: bytes) -> pa.Table | None:
     """Return the columns of lines of JSON, or None where Arrow is stricter or laxer than the parser of single lines."""
+    if not _is_utf8(data):  # it takes any bytes for text
+        return None
     block_len = _BLOCK_LEN if len(data) <= _BLOCK_LEN else max(_BLOCK_LEN, 2 * _longest_line(data))
     try:
         table = pyarrow.json.read_json(
@@ -105,7 +107,8 @@ def _parse_with_arrow(data: bytes) -> pa.Table | None:
         ).select(FIELDS)
     except pa.ArrowInvalid:
         return None
-    if table.num_rows != data.count(b"\n"):  # it skips blank lines and takes several objects on one
+    # It skips blank lines, and takes several objects on one line and one object on several.
+    if not table.num_rows == data.count(b"\n") == data.count(b"}\n"):
         return None
     # It takes a missing field for null. No text can hold these bytes: its quotes would have backslashes before them.
     nullable = [name for name in _NULLABLE if table[name].null_count]
@@ -120,6 +123,16 @@ def _parse_with_arrow(data: bytes) -> pa.Table | None:
         filled = pc.call_function("coalesce", [table[len_name], counted])
         table = table.set_column(table.column_names.index(len_name), SCHEMA.field(len_name), filled)
     return table
+
+
+def _is_utf8(data: bytes) -> bool:
+    if data.isascii():  # as all that `TraceWriter` writes
+        return True
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _longest_line(data: bytes) -> int:

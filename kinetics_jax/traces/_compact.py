@@ -1,7 +1,7 @@
 """Traces to one small Parquet file, written beside its target and renamed when complete."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from ._columns import columns_from_traces, read_columns
 from ._files import Source, list_files, trace_files
 from ._runs import require_steady_runs
 from ._schema import FIELDS, KEY, LEN_OF, Trace
+from ._writer import flush_folder
 
 _ORDER = ("task", "problem", "model", "attention", "run", "trial")
 
@@ -85,9 +86,10 @@ def _narrow(table: pa.Table) -> pa.Table:
 def _write(table: pa.Table, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=".partial", dir=target.parent)
+        # Not by tempfile: it makes files that nobody else may read.
+        beside = target.with_name(f".{target.stem}-{secrets.token_hex(4)}.partial")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with beside.open("xb") as file:
                 pq.write_table(
                     table,
                     file,
@@ -101,8 +103,8 @@ def _write(table: pa.Table, target: Path) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, target)
-        except BaseException:
-            os.unlink(beside)
-            raise
+            flush_folder(target.parent)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, f"cannot write compacted traces ({error.strerror})", str(target)) from error

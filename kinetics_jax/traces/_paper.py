@@ -202,7 +202,7 @@ def _metadata(path: Path) -> Mapping[str, Any]:
         content = parse_object(next(_lines(path), b"{}"))
     except ValueError:
         return {}
-    return {} if "query" in content or "prediction" in content else content
+    return {} if content.keys() & {"query", "choices", "prediction"} else content
 
 
 def _settings(

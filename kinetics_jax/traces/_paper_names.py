@@ -25,7 +25,7 @@ _UNSUPPORTED = ("attn_nsample", "attn_stride", "attn_random_select", "attn_rando
 _DEFAULT_BLOCK_LEN = 16
 _IN_NAME = {
     "attn_local": r"(?:^|[_-])(?:local|l)(\d+)",
-    "attn_topk": r"(?:^|[_-])topk(\d+)",
+    "attn_topk": r"(?:^|(?<!block)[_-])topk(\d+)",
     "attn_block_topk": r"(?:^|[_-])(?:block_?topk|blktopk)(\d+)",
     "attn_block_size": r"(?:^|[_-])(?:block|blk)(\d+)",
 }
@@ -73,7 +73,7 @@ def attention_of(path: PurePath, metadata: Mapping[str, Any], convention: Conven
     named = _sizes_in_name(path)
     if told is None or (told.is_dense and named is not None):
         sizes = named
-    elif named is None or told == _complete(named, told):
+    elif named is None or (not named.is_dense and told == _complete(named, told)):
         sizes = told
     else:
         raise ValueError(f"the first line says {_show(told)}, the file name says {_show(named)}")
@@ -81,20 +81,29 @@ def attention_of(path: PurePath, metadata: Mapping[str, Any], convention: Conven
 
 
 def model_of(path: PurePath, metadata: Mapping[str, Any]) -> str | None:
-    """Return the model of `MODELS` that the first line, the file name or a folder names, the longest match first."""
-    candidates = [str(metadata.get("model") or metadata.get("model_name") or "").rpartition("/")[2], path.stem]
-    for text in (*candidates, *reversed(path.parts[:-1])):
-        flat = _flatten(text)
-        known = [name for name in MODELS if re.search(rf"(^|-){re.escape(_flatten(name))}(-|$)", flat)]
-        if known:
-            return max(known, key=len)
-    return None
+    """Return the model of `MODELS` that the first line, the file name or a folder names.
+
+    Raises:
+        ValueError: If the first line and the file name contradict each other.
+    """
+    told = _known_model(str(metadata.get("model") or metadata.get("model_name") or "").rpartition("/")[2])
+    named = _known_model(path.stem)
+    if told and named and told != named:
+        raise ValueError(f"the first line says {told}, the file name says {named}")
+    return told or named or next(filter(None, map(_known_model, reversed(path.parts[:-1]))), None)
+
+
+def _known_model(text: str) -> str | None:
+    """Return the model of `MODELS` that a text names, the longest match."""
+    flat = _flatten(text)
+    known = [name for name in MODELS if re.search(rf"(^|-){re.escape(_flatten(name))}(-|$)", flat)]
+    return max(known, key=len, default=None)
 
 
 def task_of(path: PurePath, metadata: Mapping[str, Any], model: str | None) -> str | None:
     """Return the task that the first line, what precedes the model in the file name, or the outermost folder names."""
     if isinstance(metadata.get("task"), str) and metadata["task"]:
-        return metadata["task"]
+        return metadata["task"].lower()
     flat = _flatten(path.stem)
     before = "" if model is None else flat.partition(_flatten(model))[0] if _flatten(model) in flat else ""
     if before.strip("-"):

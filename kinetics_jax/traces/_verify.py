@@ -88,11 +88,11 @@ def _check_columns(files: Sequence[Path]) -> TraceCheck | None:
     """Return the check of files whose rows are all valid, unique and steady; None if not."""
     tables, issues = [], []
     for path in files:
-        data, torn = read_shard(path) if path.suffix == ".jsonl" else (None, None)
         try:
+            data, torn = read_shard(path) if path.suffix == ".jsonl" else (None, None)
             table = valid_columns(path, FIELDS, data)
         except (ValueError, OSError):
-            table = None
+            return None
         if table is None:
             return None
         tables.append(table.select(tuple(dict.fromkeys((*KEY, *RUN_FIELDS)))))

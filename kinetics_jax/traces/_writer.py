@@ -19,11 +19,12 @@ class TraceWriter:
     r"""Append traces to one JSONL shard; when `append` returns, the rows are on disk.
 
     Args:
-        path: The shard; it and its folder are created if missing. An existing shard is continued.
+        path: The .jsonl shard; it and its folder are created if missing. An existing shard is continued.
 
     Raises:
         OSError: If the shard cannot be opened, locked or written, or another writer holds it.
-        ValueError: If the shard holds a broken line, other than a torn last one, which is removed.
+        ValueError: If the path does not end in .jsonl, or the shard holds a broken line, other than a torn last one,
+            which is removed.
 
     Example:
         >>> import tempfile
@@ -39,6 +40,8 @@ class TraceWriter:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        if self.path.suffix != ".jsonl":  # nobody would read it, and the end of another file is no torn line
+            raise ValueError(f"a shard must end in .jsonl; got {self.path}")
         self.num_recovered_bytes = 0
         """Bytes of a torn last line that were removed when the shard was opened."""
         self._keys: set[TraceKey] = set()
@@ -52,6 +55,8 @@ class TraceWriter:
 
     def append(self, traces: Sequence[Trace]) -> None:
         """Write the traces and flush them to disk: all of them, or none.
+
+        After any other interruption (Ctrl-C) the writer is closed: only opening the shard anew tells what is on disk.
 
         Raises:
             OSError: If the disk refuses; the batch is taken back and all earlier rows stay.
@@ -67,6 +72,9 @@ class TraceWriter:
             os.fsync(self._file)
         except OSError as error:
             self._take_back(error)
+        except BaseException:
+            self.close()
+            raise
         self._end += len(data)
         self._keys |= keys
         self._runs = runs
@@ -151,7 +159,7 @@ def _open_locked(path: Path) -> int:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_new:
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
     except OSError as error:
         os.close(file)
         if error.errno not in (errno.EAGAIN, errno.EACCES):
@@ -168,8 +176,10 @@ def _write_all(file: int, data: bytes) -> None:
         view = view[os.write(file, view) :]
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a new file's name durable: fsync of the file alone does not."""
+def flush_folder(folder: Path) -> None:
+    """Make a new name in a folder durable: fsync of the file alone does not."""
+    if os.name != "posix":  # a folder is no file there
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

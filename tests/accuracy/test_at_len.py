@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -41,6 +41,7 @@ def test_coverage_by_hand():
     np.testing.assert_allclose(per_limit, [[1 / 2, 5 / 6], [0, 0], [1 / 4, 1 / 2]], rtol=1e-6)
 
 
+@settings(max_examples=20)  # of six rows each
 @given(hnp.arrays(np.float64, (2, 3, 4), elements=st.sampled_from([1.0, 4.0, 9.0, INF])))
 def test_never_falls_with_the_limit_or_with_k(solved_len):
     limits = np.array([0, 1, 5, 9])
@@ -78,5 +79,5 @@ def test_under_jit_equals_outside_and_is_nan_without_trials():
     mask[1] = False
     inside = jax.jit(accuracy_at_len)(jnp.asarray(SOLVED_LEN), jnp.asarray(LIMITS), jnp.asarray(mask))
     assert jnp.isnan(inside[1]).all()
-    outside = accuracy_at_len(SOLVED_LEN[[0, 2]], LIMITS)
-    np.testing.assert_allclose(inside[np.array([0, 2])], outside, rtol=1e-6)
+    outside = accuracy_at_len(SOLVED_LEN, LIMITS)
+    np.testing.assert_allclose(np.asarray(inside)[[0, 2]], np.asarray(outside)[[0, 2]], rtol=1e-6)

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from kinetics_jax.accuracy import best_of_k, oracle_gap, pass_at_k
 
 R = 6
+KS = np.arange(1, R + 1)
 JIT = jax.jit(best_of_k)
 
 
@@ -30,9 +31,7 @@ def enumerate_best(scores, is_right, k: int) -> float:
     hnp.arrays(bool, R),
 )
 def test_equals_picking_from_every_subset(scores, is_right, mask):
-    estimate = JIT(
-        jnp.asarray(scores)[None], jnp.asarray(is_right)[None], jnp.arange(1, R + 1), jnp.asarray(mask)[None]
-    )
+    estimate = JIT(jnp.asarray(scores)[None], jnp.asarray(is_right)[None], jnp.asarray(KS), jnp.asarray(mask)[None])
     num_trials = mask.sum()
     exact = [enumerate_best(scores[mask], is_right[mask], k) for k in range(1, num_trials + 1)]
     np.testing.assert_allclose(estimate[:num_trials], exact, atol=1e-6)
@@ -43,7 +42,7 @@ def test_hand_worked_cases():
     # Of three pairs the best-scored, wrong trial is in two.
     scores, is_right = np.array([[0.9, 0.5, 0.1, 0, 0, 0]], np.float32), np.array([[False, True, True] + [False] * 3])
     mask = np.array([[True] * 3 + [False] * 3])
-    achieved = JIT(*map(jnp.asarray, (scores, is_right, np.arange(1, R + 1), mask)))
+    achieved = JIT(*map(jnp.asarray, (scores, is_right, KS, mask)))
     np.testing.assert_allclose(achieved[:3], [2 / 3, 1 / 3, 0], atol=1e-6)
     np.testing.assert_allclose(oracle_gap(achieved[:3], is_right, np.arange(1, 4), mask), [0, 2 / 3, 1], atol=1e-6)
 
@@ -69,7 +68,9 @@ def test_gap_is_never_negative_and_skips_missing_trials():
     rng = np.random.default_rng(1)
     is_right, mask = rng.random((100, R)) < 0.4, rng.random((100, R)) < 0.7
     mask[:, :3] = True
-    gap = oracle_gap(best_of_k(rng.random((100, R), np.float32), is_right, 3, mask), is_right, 3, mask)
+    rows = zip(rng.random((100, R), np.float32), is_right, mask, strict=True)
+    achieved = [JIT(*map(jnp.asarray, (score[None], right[None], KS, there[None])))[2] for score, right, there in rows]
+    gap = oracle_gap(jnp.stack(achieved), is_right, 3, mask)
     assert (gap > -1e-6).all()
     assert gap.max() > 0.1
     share = (is_right & mask).sum(1) / mask.sum(1)
@@ -79,8 +80,9 @@ def test_gap_is_never_negative_and_skips_missing_trials():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"k": 4}, "k must lie in 1..num_trials; got k=4, num_trials=3"),
-        ({"k": 0}, "k must lie in 1..num_trials"),
+        ({"k": 4}, "k must be a whole number in 1..num_trials; got k=4, num_trials=3"),
+        ({"k": 0}, "k must be a whole number in 1..num_trials"),
+        ({"k": 1.5}, "whole number in 1..num_trials; got k=1.5"),
         ({"scores": np.array([0.1, np.nan, 0.2])}, "scores must be numbers; got nan"),
         ({"mask": np.zeros(3, bool)}, "num_trials=0"),
     ],

@@ -141,6 +141,6 @@ def test_refuses_counts_that_leave_the_law_open(right, trials, words):
 
 def test_refuses_a_k_that_is_no_number_of_trials():
     fit = fit_beta_binomial(np.array([0, 1, 2]), np.full(3, 4))
-    for k in (0, 1.5, np.nan):
+    for k in (0, 1.5, np.nan, np.inf):
         with pytest.raises(ValueError, match="k must be a whole number of at least 1"):
             fit.pass_at_k(k)

@@ -23,7 +23,7 @@ def coverage(values, mask):
 
 
 # One shape and one number of resamples for all tests: each statistic compiles once.
-SHAPE, NUM_RESAMPLES = (30, 8), 200
+SHAPE, NUM_RESAMPLES = (30, 8), 128
 
 
 def test_constant_data_has_no_width(key):
@@ -138,7 +138,9 @@ def test_fixed_problems_show_the_noise_of_trials_only(key):
         ({"values": jnp.ones((1, 2))}, "needs two problems or more; got 1"),
         ({"values": jnp.ones((3, 1)), "draw": "trials"}, "needs two trials of every problem"),
         ({"values": jnp.full((3, 2), jnp.nan)}, "values must be numbers or inf where mask is True; got NaN"),
-        ({"statistic": lambda values, mask: values.sum() * jnp.nan}, "the statistic gave NaN"),
+        ({"statistic": lambda values, mask: values.sum() * jnp.nan}, "the statistic must be finite"),
+        # The data are finite enough; a resample may not be.
+        ({"statistic": lambda values, mask: values[0, 0], "values": jnp.array([[1.0], [jnp.inf]])}, "must be finite"),
     ],
 )
 def test_refuses_bad_input(change, words, key):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_jax.accuracy import majority_at_k, pass_at_k
@@ -43,6 +43,7 @@ def exhaustive(answers) -> list[float]:
     return [enumerate_majority(answers, k) if k <= len(answers) else np.nan for k in range(1, R + 1)]
 
 
+@settings(max_examples=20)  # of 20 rows each
 @given(st.lists(st.lists(st.integers(-1, 4), max_size=R), min_size=20, max_size=20))
 def test_equals_voting_in_every_subset(rows):
     # More trials than there are come back as NaN.
@@ -118,10 +119,12 @@ def test_many_entries_go_in_parts_and_a_contradiction_is_found(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"k": 4}, "k must lie in 1..num_trials; got k=4, num_trials=3"),
-        ({"k": 0}, "k must lie in 1..num_trials"),
+        ({"k": 4}, "k must be a whole number in 1..num_trials; got k=4, num_trials=3"),
+        ({"k": 0}, "k must be a whole number in 1..num_trials"),
+        ({"k": 2.5}, "whole number in 1..num_trials; got k=2.5"),
         ({"mask": np.zeros(3, bool)}, "num_trials=0"),
-        ({"answer": np.array([0, 1, -2])}, "answer must be -1 .none. or an index; got -2"),
+        ({"answer": np.array([0, 1, -2])}, "answer must be -1 .none. or an index below .*; got -2"),
+        ({"answer": np.array([0, 2**32, 1])}, "answer must be -1 .none. or an index below .*; got 4294967296"),
         ({"answer": np.array([-1, 1, 2])}, "a trial that is right must have an answer; got answer=-1"),
     ],
 )

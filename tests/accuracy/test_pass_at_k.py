@@ -87,6 +87,8 @@ def test_no_entries_give_no_entries():
         ((-1, 4, 2), "num_correct must lie in 0..num_trials"),
         ((0, 0, 1), "k must lie in 1..num_trials"),
         ((np.array([1.0, np.nan]), 4, 2), "num_correct must lie in 0..num_trials; got num_correct=nan"),
+        ((1, 4, np.array([2.0, 1.5])), "whole numbers; got num_correct=1, num_trials=4, k=1.5"),
+        ((0.5, 4, 2), "whole numbers; got num_correct=0.5"),
     ],
 )
 def test_refuses_what_cannot_be_estimated(counts, words):
@@ -95,9 +97,9 @@ def test_refuses_what_cannot_be_estimated(counts, words):
 
 
 def test_is_nan_under_jit_where_it_would_refuse():
-    c, k = jnp.array([1, 1, 5, -1]), jnp.array([2, 5, 2, 2])
+    c, k = jnp.array([1.0, 1, 5, -1, 1, 0.5]), jnp.array([2.0, 5, 2, 2, 1.5, 2])
     result = jax.jit(lambda c, k: pass_at_k(c, 4, k))(c, k)
-    np.testing.assert_array_equal(jnp.isnan(result), [False, True, True, True])
+    np.testing.assert_array_equal(jnp.isnan(result), [False, True, True, True, True, True])
     np.testing.assert_allclose(result[0], 0.5, rtol=1e-6)
 
 

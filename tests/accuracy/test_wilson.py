@@ -34,6 +34,24 @@ def test_trials_of_alike_problems_all_count():
     np.testing.assert_allclose([interval.low, interval.high], [0.5 - half, 0.5 + half], rtol=1e-5)
 
 
+def test_no_last_bit_makes_all_right_problems_differ():
+    """Summed in single precision, 41 ones over 41 are not 1, and 41 times 1/3 is not 41/3."""
+    for num_problems in (41, 61):
+        right = np.array([np.full(num_problems, 3), np.full(num_problems, 1)])
+        interval = accuracy_interval(right, np.full((2, num_problems), 3))
+        z2 = 1.959964**2
+        np.testing.assert_array_equal(interval.estimate, np.array([1, 1 / 3], np.float32))
+        np.testing.assert_allclose(interval.low[0], num_problems / (num_problems + z2), rtol=1e-6)
+
+
+def test_a_problem_of_many_trials_does_not_speak_for_others():
+    # Equal shares of 500 and 2 trials: the variance p(1 - p) (1/500 + 1/2) / 4 of their mean is that of 7.97 trials.
+    interval = accuracy_interval(np.array([250, 1]), np.array([500, 2]))
+    z, n = 1.959964, 4 / (1 / 500 + 1 / 2)
+    half = z * np.sqrt(0.25 / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    np.testing.assert_allclose([interval.low, interval.high], [0.5 - half, 0.5 + half], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("right", "trials", "words"),
     [

@@ -23,14 +23,14 @@ def measured(path: Path, *rows: dict) -> Path:
 
 def test_what_is_drawn_and_what_is_missing(kinetics, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "250")
-    only = ("--only", "phi_by_len", "--only", "throughput", "--only", "dense_vs_block_topk_long_cot")
+    only = ("--only", "cost_breakdown", "--only", "throughput", "--only", "dense_vs_block_topk_long_cot")
     kernels = measured(tmp_path / "kernels.json")
     finished = kinetics("figures", "--traces", folder, "--out", tmp_path / "out", *only, "--measured", kernels)
     assert finished.code == 0, finished.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "phi_by_len.csv",
-        "phi_by_len.png",
-        "phi_by_len.svg",
+        "cost_breakdown.csv",
+        "cost_breakdown.png",
+        "cost_breakdown.svg",
     ]
     assert "1 figures in" not in finished.out
     assert "1 figure in" in finished.out
@@ -76,6 +76,10 @@ def test_a_slip_costs_one_sentence(
     [
         ("[]", "got list"),
         ("{}", "a list named rows"),
+        (
+            '{"rows": [{"model": "Q", "attention": "x", "context_len": null, "batch_size": 1, "tokens_per_s": 1}]}',
+            "context_len must be a whole number; got None",
+        ),
         ('{"rows": [{"model": "Q", "attention": "x", "context_len": 1, "batch_size": 0, "tokens_per_s": 1}]}', "batch"),
     ],
 )
@@ -89,7 +93,7 @@ def test_a_bad_benchmark_is_named(kinetics, folder: Path, tmp_path: Path, text: 
 
 def test_a_folder_in_the_way(kinetics, folder: Path, tmp_path: Path):
     (tmp_path / "out").write_text("kept")
-    finished = kinetics("figures", "--traces", folder, "--out", tmp_path / "out", "--only", "phi_by_len")
+    finished = kinetics("figures", "--traces", folder, "--out", tmp_path / "out", "--only", "cost_breakdown")
     assert finished.code == 2
     assert "cannot make the folder" in finished.err
     assert str(tmp_path / "out") in finished.err

@@ -101,6 +101,23 @@ def test_the_table_has_as_many_rows_as_asked_for(kinetics, folder: Path, monkeyp
     assert "naive (bias)" in out
 
 
+def test_nothing_solved_and_nothing_chosen_are_said(kinetics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    traces = traces_of(models=MODELS_HERE[1:])
+    wrong = [Trace(**{**vars(trace), "score": 0.0, "solved_len": None}) for trace in traces]
+    write_traces(wrong, tmp_path / "wrong.parquet")
+    finished = kinetics("frontier", "--traces", tmp_path / "wrong.parquet")
+    assert (finished.code, finished.out) == (0, "No budget solves any of the 6 problems of pathfind.\n")
+
+    # At some means the halves of the trials afford a choice, and all of them together do not.
+    write_traces([trace for trace in traces if trace.problem == traces[0].problem], tmp_path / "one.parquet")
+    one = ("frontier", "--traces", tmp_path / "one.parquet", "--strategy", "best_of_n", "--average")
+    assert any(not row["choices"] for row in json.loads(kinetics(*one, "--json").out)["rows"])
+    finished = kinetics(*one)
+    assert finished.code == 0
+    assert "none" in finished.out
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -91,6 +91,24 @@ def test_verify_says_what_is_wrong_and_where(kinetics, shard: Path):
     assert [issue["kind"] for issue in content["issues"]] == ["row", "torn"]
 
 
+@pytest.mark.filterwarnings("always")
+def test_a_living_shard_costs_one_sentence_beside_the_result(kinetics, shard: Path):
+    with shard.open("a") as file:
+        file.write('{"schema_version":2,"run"')
+    finished = kinetics("traces", "inspect", shard, "--json")
+    assert finished.code == 0
+    assert json.loads(finished.out)["num_rows"] == 4
+    assert finished.err.startswith(f"Warning: {shard}, line 5: the last line was cut off")
+    assert finished.err.count("\n") == 1
+
+
+def test_brackets_in_a_name_are_no_markup(kinetics, shard: Path):
+    shard.write_text(shard.read_text().replace('"pathfind"', '"[red]maths[/24]"'))
+    finished = kinetics("traces", "inspect", shard)
+    assert finished.code == 0
+    assert "Kinetics-Mini-0.1M on [red]maths[/24]: 4 trials" in finished.out
+
+
 @pytest.mark.parametrize("command", ["inspect", "verify", "compact"])
 @pytest.mark.parametrize(
     ("name", "content", "message"),

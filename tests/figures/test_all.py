@@ -7,21 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kinetics_jax.figures import CannotWriteError, FigureReport, draw_all, figure_names, phi_by_len
-from kinetics_jax.specs import HARDWARE, MODELS
-from tests.scaling.synthetic import MODEL_NAMES, synthetic_tables
+from kinetics_jax.figures import CannotWriteError, FigureReport, ThroughputRow, draw_all, figure_names, throughput
+from kinetics_jax.specs import HARDWARE
+from tests.figures.small import MODELS_HERE, NUM_BUDGETS, TABLES
 
 H100 = HARDWARE["H100-SXM"]
-# Two strata are enough.
-TABLES = [
-    replace(table, difficulty=np.where(table.difficulty < 4, 2, 6))
-    for table in synthetic_tables(
-        models=MODEL_NAMES[1:3],
-        attentions=("dense", "block_topk:8x4", "block_topk:8x16", "topk:64"),
-        num_problems=10,
-        num_trials=8,
-    )
-]
 # One figure of each kind; the others differ in their options only.
 KINDS = (
     "throughput",
@@ -50,7 +40,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> FigureReport:
         H100,
         folder,
         only=KINDS,
-        num_budgets=12,
+        num_budgets=NUM_BUDGETS,
         num_resamples=3,
         svg=False,
         on_figure=lambda name, count: seen.append((name, count)),
@@ -93,7 +83,7 @@ def test_a_law_is_written_beside_its_points(report: FigureReport):
 
 def test_policies_pay_for_what_they_solve(report: FigureReport):
     rows = rows_of(report.drawn["adaptive_policy"])
-    assert {row["panel"] for row in rows} == set(MODEL_NAMES[1:3])
+    assert {row["panel"] for row in rows} == set(MODELS_HERE)
     for row in rows:
         regret = float(row["fixed_accuracy"]) - float(row["accuracy"])
         assert float(row["regret_to_fixed"]) == pytest.approx(regret)
@@ -104,10 +94,11 @@ def test_each_task_and_family_has_a_folder(tmp_path: Path):
     dense = [table for table in TABLES if table.attention == "dense"]
     others = [replace(table, task="maths/24") for table in dense]
     large = [replace(table, model="Qwen3-8B") for table in dense[:1]]
-    report = draw_all([*dense, *others, *large], H100, tmp_path, only=["iso_cost", "methods"], svg=False)
-    assert set(report.drawn) == {"pathfind/Kinetics-Mini/iso_cost", "maths_24/Kinetics-Mini/iso_cost"}
-    assert (tmp_path / "maths_24" / "Kinetics-Mini" / "iso_cost.png").is_file()
-    assert "at least two models" in report.missing["pathfind/Qwen3/iso_cost"]
+    report = draw_all([*dense, *others, *large], H100, tmp_path, only=["cost_breakdown", "methods"], svg=False)
+    groups = ("pathfind/Kinetics-Mini", "maths_24/Kinetics-Mini", "pathfind/Qwen3")
+    assert set(report.drawn) == {f"{group}/cost_breakdown" for group in groups}
+    assert (tmp_path / "maths_24" / "Kinetics-Mini" / "cost_breakdown.png").is_file()
+    assert set(report.missing) == {f"{group}/methods" for group in groups}
     assert "dense ones only" in report.missing["pathfind/Qwen3/methods"]
 
 
@@ -132,12 +123,15 @@ def test_refusals(tmp_path: Path):
         draw_all([replace(TABLES[0], model="Qwen9")], H100, tmp_path)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CannotWriteError, match="cannot make the folder"):
-        draw_all(TABLES, H100, tmp_path / "file", only=["kv_per_token"])
+        draw_all(TABLES, H100, tmp_path / "file", only=["cost_breakdown"])
 
 
 def test_the_same_picture_twice_is_the_same_svg(tmp_path: Path):
+    row = ThroughputRow(
+        model="Qwen3-8B", attention="dense", context_len=4096, batch_size=8, tokens_per_s=500.0, device="H100"
+    )
     for name in ("one", "two"):
-        phi_by_len([MODELS["Qwen3-8B"]], H100, tmp_path / f"{name}.png", longest_len=64, svg=True)
+        throughput([row], tmp_path / f"{name}.png", svg=True)
     assert len(list(tmp_path.iterdir())) == 6
     assert "<svg" in (tmp_path / "one.svg").read_text(encoding="utf-8")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

@@ -53,12 +53,26 @@ def test_the_fastest_batch_is_drawn_and_all_are_written(tmp_path: Path):
     assert "3.2x dense at 8,192" in picture  # 950 / 300; texts are comments beside their outlines
 
 
+def test_devices_are_not_compared(tmp_path: Path):
+    slow, fast = row(device="L4"), row(device="H200", attention="block_topk:16x64", tokens_per_s=5000.0)
+    _, table = throughput(throughput_rows({"rows": [slow, fast]}), tmp_path / "throughput.png", svg=True)
+    picture = (tmp_path / "throughput.svg").read_text(encoding="utf-8")
+    assert "Qwen3-8B, L4" in picture
+    assert "Qwen3-8B, H200" in picture
+    assert "x dense at" not in picture
+    with table.open(newline="") as file:
+        assert [line["is_drawn"] for line in csv.DictReader(file)] == ["True", "True"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"tokens_per_s": 0.0}, "tokens_per_s must be positive and finite; got 0.0"),
         ({"tokens_per_s": float("nan")}, "tokens_per_s must be positive"),
         ({"context_len": -1}, "context_len must be positive"),
+        ({"context_len": None}, "context_len must be a whole number; got None for Qwen3-8B"),
+        ({"batch_size": 8.5}, "batch_size must be a whole number; got 8.5"),
+        ({"tokens_per_s": "fast"}, "tokens_per_s must be a number; got 'fast'"),
         ({"attention": "sliding:8"}, "unknown attention method 'sliding'"),
     ],
 )

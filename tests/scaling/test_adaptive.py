@@ -110,6 +110,22 @@ def test_lengths_that_tell_are_used():
     np.testing.assert_allclose(found.paid.mean(1), found.spent)
 
 
+def test_oracles_have_the_same_options():
+    """One further trial at most, above and below: eight trials for the hard problems would pass the upper bound."""
+    rng, policy = np.random.default_rng(0), AdaptivePolicy(first="dense", edges=(8,), trial_counts=(1,))
+    right = rng.random((30, 16)) < np.where(np.arange(30) % 2 == 1, 0.25, 1.0)[:, None]
+    one = request_cost(MODELS[MODEL], Dense(), prompt_len=200, gen_len=32).flops
+    found = evaluate_policy(
+        [table_of(np.full((30, 16), 32), right)],
+        policy,
+        float(one) * np.array([1.2, 1.5, 1.9]),
+        models=MODELS,
+        hardware=H100,
+        price="flops",
+    )
+    assert (found.oracle_low <= found.oracle_high).all()
+
+
 def test_lengths_that_tell_nothing_show_no_gain():
     """Null test: what the policy sees is noise, and its regret to the best fixed choice is not negative."""
     regrets = []
@@ -131,6 +147,7 @@ def test_bad_input():
         ({"policy": AdaptivePolicy(first="topk:8", edges=(8,))}, "'topk:8' for the first trial"),
         ({"policy": AdaptivePolicy(first="dense", edges=(8,), trial_counts=(12,))}, "as many others"),
         ({"budgets": -budgets}, "positive"),
+        ({"budgets": budgets[::-1].copy()}, "finite and rise"),
         ({"num_folds": 7}, "2..6 problems"),
     ):
         arguments = {"policy": POLICY, "budgets": budgets, **wrong}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kinetics_jax.accuracy import pass_at_k
 from kinetics_jax.scaling import Candidate, Tradeoff, _allocate, allocate, gain_at, model_frontiers
 
 
@@ -119,6 +120,23 @@ def test_ties_go_to_what_all_problems_favour_then_to_the_cheaper():
     assert choice.tolist() == [[-1, -1], [2, 2], [1, 1]]
 
 
+def test_a_half_is_a_tie_whatever_its_last_bit():
+    """1 right of 52 drawn 26 times, and 26 of 52 drawn once: the first comes out one bit above a half."""
+    shape = (2, 2, 2)
+    correct, k = np.broadcast_to(np.array([1.0, 26.0]), shape), np.array([26, 1])
+    value = np.asarray(pass_at_k(correct[0, 0], 52, k))
+    assert value[0] > value[1] == 0.5
+    tradeoff = tradeoff_of(np.broadcast_to(np.array([2.0, 1.0]), shape), correct, np.full(shape, 52.0), k)
+    assert np.all(np.asarray(allocate(tradeoff, jnp.array([1.0, 2.0, 3.0])).fold_choice) == 1)
+
+
+def test_products_are_in_full_precision():
+    """By default GPUs and TPUs round the factors of a product; counts and prices must not be rounded."""
+    tradeoff = null_tradeoff(np.random.default_rng(0), 16)
+    text = str(jax.make_jaxpr(lambda t: allocate(t, jnp.array([1.0, 2.0])).accuracy)(tradeoff))
+    assert 0 < text.count("dot_general") <= text.count("Precision.HIGHEST")
+
+
 def null_tradeoff(rng: np.random.Generator, num_trials: int, num_problems: int = 64) -> Tradeoff:
     """Draw a dense candidate and six "sparse" ones that are dense under other names: equal price, equal chance."""
     chance = rng.beta(0.35, 0.35, size=(1, num_problems, 1))  # many problems easy or hopeless, as in AIME
@@ -155,7 +173,7 @@ def test_power_a_true_gain_is_recovered_within_its_interval():
         shape = (2, 64, 2)
         chance = np.broadcast_to(rng.uniform(0.1, 0.8, size=(1, 64, 1)) + np.array([0.0, 0.1]), shape)
         tradeoff = tradeoff_of(np.ones(shape), rng.binomial(8, chance), np.full(shape, 8), np.ones(2))
-        dense, sparse = (allocate(tradeoff.select(models=[model]), jnp.array([2.0])) for model in ("m0", "m1"))
+        dense, sparse = (allocate(tradeoff.select(models=[model]), jnp.array([0.5, 2.0])) for model in ("m0", "m1"))
         gain = gain_at(dense, sparse, spending, num_resamples=300)
         gains.append(gain.gain[0])
         inside += gain.low[0] <= 0.1 <= gain.high[0]
@@ -183,8 +201,9 @@ def test_model_frontiers_and_choice_numbers():
     gen_len = frontiers["m"].mean_choice("gen_len")
     assert np.isnan(gen_len[0])
     assert gen_len[1] == 256
-    dense = allocate(tradeoff.select(methods=["dense"]), jnp.array([2.0]))
-    assert np.isnan(dense.mean_choice("budget_len")[0])
+    dense = allocate(tradeoff.select(methods=["dense"]), jnp.array([0.5, 2.0]))
+    assert dense.mean_choice("gen_len")[1] == 256
+    assert np.isnan(dense.mean_choice("budget_len")[1])
     assert frontiers["m"].mean_choice("num_tokens")[1] == 256
     with pytest.raises(ValueError, match="gen_len, num_trials, budget_len"):
         dense.mean_choice("price")
@@ -202,8 +221,15 @@ def test_bad_input():
         tradeoff.select(models=["other"])
     with pytest.raises(ValueError, match="unknown methods"):
         tradeoff.select(methods=["local"])
+    with pytest.raises(ValueError, match="no difficulties; got an empty list"):
+        tradeoff.select(difficulties=[])
     with pytest.raises(ValueError, match="num_budgets"):
         tradeoff.budget_grid(1)
+    with pytest.raises(ValueError, match="positive prices; got 0"):
+        Tradeoff(**{**fields, "cost": 0 * tradeoff.cost}).budget_grid()
+    for budgets in ([2.0, 1.0], [np.nan], [1.0, np.inf]):  # falling ones would be dropped when the curve is read
+        with pytest.raises(ValueError, match="budgets must be finite and rise"):
+            allocate(tradeoff, jnp.array(budgets))
 
 
 def test_select_by_difficulty():

@@ -1,12 +1,14 @@
 """Average budgets: equal to a linear program, to every whole choice, and to the definition fold by fold."""
 
 import itertools
+import tracemalloc
+from dataclasses import replace
 from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -39,6 +41,7 @@ def draw(seed: int, num_rows: int, num_options: int) -> tuple[np.ndarray, np.nda
     return rng.integers(1, 6, size=shape).astype(float), rng.integers(0, 5, size=shape).astype(float)
 
 
+@settings(max_examples=25)  # of six totals each
 @given(seed=st.integers(0, 10_000), num_rows=st.integers(1, 3), num_options=st.integers(1, 4))
 def test_equals_the_linear_program_and_bounds_whole_choices(seed: int, num_rows: int, num_options: int):
     cost, value = draw(seed, num_rows, num_options)
@@ -53,6 +56,7 @@ def test_equals_the_linear_program_and_bounds_whole_choices(seed: int, num_rows:
     np.testing.assert_allclose(bought[~is_mixed], np.array(whole)[~is_mixed], atol=1e-9)
     np.testing.assert_allclose(paid[is_mixed], totals[is_mixed])
     chances = spending.weights(num_options)
+    np.testing.assert_allclose(spending.at_choice(value), (chances * value).sum(-1), atol=1e-12)
     assert chances.min() >= 0
     assert chances.sum(-1).max() <= 1 + 1e-12
     assert ((chances > 0) & (chances < 1)).any(-1).sum(-1).max() <= 1
@@ -186,10 +190,32 @@ def test_an_average_buys_what_a_cap_cannot():
     assert average.choice.tolist()[-2] == [0, 1]
 
 
+def test_many_problems_need_no_square_table():
+    shape, rng = (2, 10_000, 3), np.random.default_rng(0)
+    small = tradeoff_of(0, 2, 3)
+    tradeoff = replace(
+        small,
+        cost=jnp.asarray(rng.integers(1, 6, size=shape), jnp.float32),
+        num_correct=jnp.asarray(rng.integers(0, 5, size=shape), jnp.float32),
+        num_trials=jnp.full(shape, 4.0),
+        difficulty=jnp.asarray(np.arange(10_000) % 5, jnp.int32),
+        problems=tuple(map(str, range(10_000))),
+    )
+    tracemalloc.start()
+    bought = allocate_average(tradeoff, np.array([0.5, 1.5]))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100e6  # one table of 10,000 x 10,000 numbers has 800e6 bytes
+    np.testing.assert_allclose(bought.spent, [0.5, 1.5], rtol=0.05)
+
+
 def test_bad_input():
     tradeoff = tradeoff_of(0, 2, 2)
-    with pytest.raises(ValueError, match="finite and 0 or more"):
+    with pytest.raises(ValueError, match="0 or more; got -1"):
         allocate_average(tradeoff, np.array([-1.0]))
+    for budgets in ([2.0, 1.0], [np.nan]):
+        with pytest.raises(ValueError, match="budgets must be finite and rise"):
+            allocate_average(tradeoff, np.array(budgets))
     fields = {name: getattr(tradeoff, name) for name in tradeoff.__dataclass_fields__}
     with pytest.raises(ValueError, match="prices must be positive"):
         allocate_average(Tradeoff(**{**fields, "cost": 0 * tradeoff.cost}), np.array([1.0]))

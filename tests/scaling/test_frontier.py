@@ -77,6 +77,37 @@ def test_cost_to_reach_ignores_a_dip():
     np.testing.assert_array_equal(cost, [1, 4, np.inf])
 
 
+def test_single_precision_misses_no_target():
+    """0.7 in single precision is below 0.7; 0.7 less a thousandth is a miss."""
+    cost = cost_to_reach(np.array([1.0]), np.array([0.7], np.float32), np.array([0.7, 0.701]))
+    np.testing.assert_array_equal(cost, [1, np.inf])
+
+
+def test_one_problem_has_no_interval():
+    two = curve([0.1, 0.2, 0.3, 0.4])
+    one = replace(
+        two,
+        solved=two.solved[:, :1],
+        paid=two.paid[:, :1],
+        choice=two.choice[:, :1],
+        fold_choice=two.fold_choice[..., :1],
+    )
+    band, gain = frontier_band(one, num_resamples=4), gain_at(one, one, np.array([2.0]), num_resamples=4)
+    np.testing.assert_allclose(band.accuracy, [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+    gap = widest_gap(one, one, num_resamples=4)
+    ends = [
+        *one.interval(num_resamples=4),
+        band.low,
+        band.high,
+        gain.low,
+        gain.high,
+        np.array([gap.gain_low, gap.gain_high]),
+    ]
+    assert np.isnan(np.concatenate(ends)).all()
+    with pytest.raises(ValueError, match="level must lie"):
+        two.interval(level=95.0)
+
+
 def test_bands_by_hand():
     bands = model_bands({"small": curve([0.1, 0.2, 0.25, 0.3]), "large": curve([0.0, 0.1, 0.5, 0.9])})
     assert [band.model for band in bands] == ["small", "large"]

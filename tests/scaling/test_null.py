@@ -34,6 +34,8 @@ def test_caps_show_no_gain_at_equal_spending():
     assert np.abs(gain).mean() < 0.005
     assert abs(gain[-1]) < 0.005
     assert float(sparse.naive_accuracy[-1] - dense.naive_accuracy[-1]) > 0.03
+    equal_cap = np.max(np.asarray(sparse.accuracy - dense.accuracy))
+    assert 0.003 < equal_cap < 0.03
     paper = [allocate(tradeoff, dense.budgets, price_over="problem") for tradeoff in tradeoffs]
     assert np.max(np.asarray(paper[1].accuracy - paper[0].accuracy)) > 0.03
 

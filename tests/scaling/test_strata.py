@@ -86,7 +86,7 @@ def test_no_correlation_where_problems_do_not_differ():
 
 
 def test_too_few_problems_are_refused():
-    table = coin_table(np.full((3, 4), 100), 0)
+    table = coin_table(np.full((24, 16), 100), 0)
     with pytest.raises(ValueError, match="three problems"):
         length_trials_correlation([table], 1.0, models=MODELS, hardware=H100)
     other = replace(table, task="other", attention="topk:64")

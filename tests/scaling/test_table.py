@@ -46,6 +46,15 @@ def test_best_of_n_counts_and_prices():
     np.testing.assert_array_equal(tradeoff.num_correct[..., 0], tradeoff.num_correct[..., 2])
 
 
+def test_a_full_length_is_the_tables_own():
+    short = replace(SMALL[1], max_gen_len=300)
+    tradeoff = tradeoff_table([SMALL[0], short], models=MODELS, hardware=H100, strategy="best_of_n")
+    assert {(candidate.attention, candidate.gen_len) for candidate in tradeoff.candidates} == {
+        ("dense", 256),
+        ("block_topk:8x4", 300),
+    }
+
+
 def test_missing_trials_do_not_count():
     mask = SMALL[0].mask.copy()
     mask[:, -2:] = False
@@ -82,6 +91,10 @@ def test_bad_tables():
         tradeoff_table([SMALL[0], replace(SMALL[1], task="other")], models=MODELS, hardware=H100)
     with pytest.raises(ValueError, match="256 tokens"):
         tradeoff_table(SMALL, models=MODELS, hardware=H100, limits=[512])
+    with pytest.raises(ValueError, match="a length; got an empty list"):
+        tradeoff_table(SMALL, models=MODELS, hardware=H100, limits=[])
+    with pytest.raises(ValueError, match="a number of trials; got an empty list"):
+        tradeoff_table(SMALL, models=MODELS, hardware=H100, strategy="best_of_n", trial_counts=[])
     with pytest.raises(ValueError, match="4 trials of a fold"):
         tradeoff_table(SMALL, models=MODELS, hardware=H100, strategy="best_of_n", trial_counts=[8])
     with pytest.raises(ValueError, match="trial in each"):

@@ -169,6 +169,12 @@ def test_a_bad_line_is_left_out_and_told_with_file_and_line(write, tmp_path, lin
         ("aime24_mystery-9b_dense.jsonl", [row()], "tells the model and the task"),
         ("qwen3-8b_dense.jsonl", [row()], "tells the task"),
         (TOPK, [{**SUMMARY, "attn_local": 0, "attn_topk": 64}, row()], "attn_topk=64, the file name says attn_local=0"),
+        (DENSE, [{**SUMMARY, "attn_topk": 64}, row()], "the first line says attn_topk=64, the file name says dense"),
+        (
+            DENSE,
+            [{**SUMMARY, "model": "Qwen/Qwen3-8B"}, row()],
+            "first line says Qwen3-8B, the file name says Qwen3-1.7B",
+        ),
         (DENSE, [{**SUMMARY, "attn_local": "0"}, row()], "attn_local must be a whole number or null"),
         (
             DENSE,
@@ -188,6 +194,13 @@ def test_a_file_that_cannot_be_told_is_left_out_in_one_sentence(write, tmp_path,
     assert issue.startswith(str(path))
     assert what in issue
     assert [(trace.task, trace.model) for trace in read.traces] == [("aime25", "Qwen3-4B")]
+
+
+def test_a_first_trial_without_its_question_is_not_taken_for_the_summary(write, tmp_path):
+    path = write(DENSE, {"choices": ["2"], "score": 100.0, "gen_len": 3}, row(said="longer than three words"))
+    read = import_paper_traces(tmp_path / "released", count_tokens=words)
+    assert whats(read) == [f"{path}, line 1: missing query"]
+    assert [(trace.gen_len, trace.max_gen_len) for trace in read.traces] == [(4, 32_768)]
 
 
 def test_what_files_do_not_tell_can_be_given(write, tmp_path):
@@ -235,6 +248,12 @@ def test_folders_without_generations(tmp_path):
         ("x_local128", {}, "local:128,sinks=4,dense_layers=1", "local:128"),
         ("x_local0_block16_blocktopk64", {}, "block_topk:16x65,dense_layers=1", "block_topk:16x64"),
         ("x_local0_block128_blocktopk1", {}, "block_topk:128x2,dense_layers=1", "block_topk:128x1"),
+        (
+            "x_block16_block_topk64",
+            {"attn_block_topk": 64, "attn_block_size": 16},
+            "block_topk:16x65,dense_layers=1",
+            "block_topk:16x64",
+        ),
         ("x_l20_blktopk8_blk16", {}, "block_topk:16x11,local=3,dense_layers=1", "block_topk:16x10,local=2"),
         ("x", {"attn_local": 0, "attn_topk": 64}, "topk:68,sinks=4,dense_layers=1", "topk:64"),
         (
@@ -267,6 +286,7 @@ def test_attention_by_first_line_and_name(name, metadata, exact, paper):
         ("Qwen3-8B/amc23_2025-05-01_10-00-00.jsonl", {"task": "amc23"}, "Qwen3-8B", "amc23"),
         ("math_deepseek-r1-distill-qwen-1-5b_dense.jsonl", {}, "DeepSeek-R1-Distill-Qwen-1.5B", "math"),
         ("x.jsonl", {"model": "Qwen/Qwen3-32B", "task": "gsm8k"}, "Qwen3-32B", "gsm8k"),
+        ("aime24_qwen3-8b.jsonl", {"model": "checkpoints/7", "task": "AIME24"}, "Qwen3-8B", "aime24"),
         ("aime24_qwen3-80b_dense.jsonl", {}, None, None),
     ],
 )

@@ -13,7 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kinetics_jax.traces import TraceTable, TraceWriter, compact, inspect_traces, read_tables, read_traces, write_traces
+from kinetics_jax.traces import (
+    TraceTable,
+    TraceWriter,
+    compact,
+    inspect_traces,
+    read_tables,
+    read_traces,
+    verify_traces,
+    write_traces,
+)
 from kinetics_jax.traces._schema import trace_to_json
 
 INF = np.inf
@@ -135,6 +144,18 @@ def test_compact_refuses_a_trial_twice_and_leaves_the_target_alone(folder, tmp_p
         compact(folder, tmp_path / "traces.csv")
 
 
+def test_a_trial_in_two_files_is_not_read_twice(folder):
+    compact(folder / "a.jsonl", folder / "z.parquet")
+    for reader in (read_traces, read_tables):
+        with pytest.raises(ValueError, match=r"trial 0 occurs more than once.*Read either the shards or the file"):
+            reader(folder)
+
+
+def test_others_may_read_a_packed_file_as_they_may_its_shards(folder, tmp_path):
+    compact(folder, tmp_path / "traces.parquet")
+    assert (tmp_path / "traces.parquet").stat().st_mode == (folder / "a.jsonl").stat().st_mode
+
+
 def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(folder, tmp_path, make_trace):
     target = tmp_path / "out" / "traces.parquet"
     compact(folder, target)
@@ -249,6 +270,25 @@ def test_a_broken_line_names_file_and_line_in_every_reader(folder, reader):
         path.write_text("\n".join([lines[0], broken, *lines[2:]]))
         with pytest.raises(ValueError, match=r"a.jsonl, line 2: "):
             reader(folder)
+
+
+def test_column_readers_believe_no_line_that_is_no_trial(tmp_path, make_trace):
+    path = tmp_path / "a.jsonl"
+    one, two, three = (trace_to_json(make_trace(trial=trial, answer="xyz")).encode() for trial in range(3))
+    for number, lines in (
+        (1, (one + two, three, b"")),  # as many lines as trials, all the same
+        (1, (one[:-1], b"}" + two, three)),
+        (2, (one, two.replace(b"xyz", b"x\xff"), three)),
+    ):
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        for reader in (
+            read_traces,
+            partial(read_tables, answers=True),
+            partial(compact, target=tmp_path / "x.parquet"),
+        ):
+            with pytest.raises(ValueError, match=rf"a.jsonl, line {number}: not a line of JSON"):
+                reader(path)
+        assert f"a.jsonl, line {number}: not a line" in str(verify_traces(path).issues[0])
 
 
 @pytest.mark.parametrize("reader", [read_traces, read_tables])

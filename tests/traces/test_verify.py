@@ -56,6 +56,15 @@ def test_every_issue_is_listed(folder, traces, make_trace):
     assert said[6].startswith(f"{folder / 'c.parquet'}: not a readable Parquet file")
 
 
+def test_what_cannot_be_read_is_listed(folder):
+    (folder / "c.jsonl").mkdir()
+    check = verify_traces(folder)
+    assert check.num_rows == 5
+    assert [(issue.path, issue.number, issue.kind) for issue in check.issues] == [
+        (str(folder / "c.jsonl"), None, "file")
+    ]
+
+
 def test_a_trial_in_two_files_is_a_duplicate(folder):
     compact(folder / "a.jsonl", folder / "copy.parquet")
     check = verify_traces(folder)

@@ -120,6 +120,31 @@ def test_a_second_process_is_refused_until_the_first_ends(shard, traces):
     assert read_traces(shard) == traces
 
 
+@pytest.mark.parametrize("name", ["settings.json", "all.parquet", "shard"])
+def test_another_file_is_not_taken_for_a_torn_shard(tmp_path, name):
+    (tmp_path / name).write_text("precious, and without a line's end")
+    with pytest.raises(ValueError, match=rf"a shard must end in \.jsonl; got .*{name}"):
+        TraceWriter(tmp_path / name)
+    assert (tmp_path / name).read_text() == "precious, and without a line's end"
+
+
+def test_an_interrupted_batch_is_not_written_twice(shard, traces, monkeypatch):
+    def interrupt(file: int) -> None:
+        raise KeyboardInterrupt
+
+    with TraceWriter(shard) as writer:
+        writer.append(traces[:1])
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "fsync", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                writer.append(traces[1:3])
+        with pytest.raises(ValueError, match=r"is closed; open a new TraceWriter"):
+            writer.append(traces[1:3])
+    with TraceWriter(shard) as writer:
+        writer.append([trace for trace in traces if trace.key not in writer.done_keys()])
+    assert read_traces(shard) == traces
+
+
 def test_a_closed_writer_says_so(shard, traces):
     writer = TraceWriter(shard)
     writer.close()
@@ -132,8 +157,9 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot open a trace shard for writing .*Choose a folder.*shard.jsonl"):
         TraceWriter(tmp_path / "file" / "shard.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(OSError, match=r"cannot open a trace shard for writing"):
-        TraceWriter(tmp_path)
+        TraceWriter(tmp_path / "folder.jsonl")
 
 
 def test_a_full_disk_takes_the_batch_back(shard, traces):
