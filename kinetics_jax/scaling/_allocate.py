@@ -43,16 +43,16 @@ def allocate(
 
     **Prices.** The paper reads the expected price off a problem's own few trials. A trial that is right stops early,
     so such a price tells who is lucky, and the cheapest of many noisy prices looks affordable sooner than one does:
-    six copies of dense attention then gain 4 to 10 points over one at equal cap, and up to 3 to 5 at equal spending
-    (prices over the trials of all folds are worse: they leak the score). Prices over a difficulty have little noise.
-    Copies are then within 1.5 points at every spending, 0.5 at the largest (measured on 48 studies of 80 problems in
-    tests/scaling). What is left is no error of the estimate: more candidates bring more trials to choose by.
+    six copies of dense attention then gain more than 3 points over one at equal cap (prices over the trials of all
+    folds are worse: they leak the score). Prices over a difficulty have little noise: copies are then within 1 point
+    at every spending, 0.5 at the largest (tests/scaling/test_null.py, 80 problems, 16 trials). What is left is no
+    error of the estimate: more candidates bring more trials to choose by.
     Compare curves at equal `spent`, not at equal cap: `Allocation.accuracy_at`, `widest_gap`.
 
     **Ties** are common with few trials (8 of 8 right) and the paper leaves them open. Here they go to the candidate
     that the choosing trials of *all* problems favour, then to the cheaper, then to the earlier one. Taking the cheapest
-    at once lost 2 to 11 points at the largest cap on one draw of the synthetic tables in tests/scaling, most where
-    there are many candidates. The naive accuracy does not depend on this rule.
+    at once loses points at the largest cap, most where there are many candidates. The naive accuracy does not depend on
+    this rule.
 
     Args:
         tradeoff: Prices and successes by fold, at least 2 folds.

@@ -225,6 +225,7 @@ def _require_token_ids(name: str, ids: tuple[int, ...] | None, len_name: str, le
 
 @lru_cache(maxsize=1024)
 def require_canonical_attention(text: str) -> None:
+    """Raise ValueError unless the text is the one form that its attention spec prints."""
     canonical = str(parse_attention(text))
     if canonical != text:
         raise ValueError(f"attention must be the text form of a spec; got {text!r}, use {canonical!r}")
