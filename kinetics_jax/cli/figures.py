@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kinetics_jax.figures import FigureReport, ThroughputRow, draw_all, throughput_rows
+from kinetics_jax.figures import FigureReport, ThroughputRow, check_figure_names, draw_all, throughput_rows
 from kinetics_jax.specs import HARDWARE
 from kinetics_jax.zoo import RECORDED_TRACES
 
@@ -31,6 +31,7 @@ def figures(
 ) -> None:
     """Draw every figure that the traces support as PNG, SVG and CSV, and say of the others why not."""
     chip = HARDWARE[hardware]
+    check_figure_names(only or ())
     rates = [row for path in measured or () for row in _read_measured(path)]
     tables = load_tables(traces)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())

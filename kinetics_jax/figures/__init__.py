@@ -2,6 +2,7 @@
 
 from ._adaptive import adaptive_policy as adaptive_policy
 from ._all import FigureReport as FigureReport
+from ._all import check_figure_names as check_figure_names
 from ._all import draw_all as draw_all
 from ._all import figure_names as figure_names
 from ._breakdown import cost_breakdown as cost_breakdown

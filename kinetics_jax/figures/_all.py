@@ -65,9 +65,7 @@ def draw_all(
     References:
         PAPER.md section 5.
     """
-    unknown = [name for name in only or () if name not in figure_names()]
-    if unknown:
-        raise ValueError(f"unknown figures {unknown}. Known: {', '.join(figure_names())}")
+    check_figure_names(only or ())
     groups = _groups(tables)
     families = {MODELS[table.model].family for group in groups.values() for table in group}
     geometries = [spec for spec in MODELS.values() if spec.family != "Kinetics-Mini" or spec.family in families]
@@ -99,6 +97,13 @@ def draw_all(
 def figure_names() -> tuple[str, ...]:
     """Return the names of the figures that `draw_all` knows."""
     return ("kv_per_token", "throughput", *(plate.name for plate in GROUP_PLATES))
+
+
+def check_figure_names(names: Collection[str]) -> None:
+    """Raise ValueError if `draw_all` does not know one of the names."""
+    unknown = [name for name in names if name not in figure_names()]
+    if unknown:
+        raise ValueError(f"unknown figures {unknown}. Known: {', '.join(figure_names())}")
 
 
 def _groups(tables: Iterable[Any]) -> dict[str, list[Any]]:

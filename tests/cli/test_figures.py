@@ -53,7 +53,7 @@ def test_measured_rates_are_drawn(kinetics, folder: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("--only", "pies"), ("unknown figures ['pies']. Known: kv_per_token",)),
+        (("--only", "pies"), ("Error: unknown figures ['pies']. Known: kv_per_token",)),
         (("--only", "throughput"), ("no figure could be drawn; throughput: no measurement", "study")),
         (("--hardware", "Abacus"), ("unknown hardware 'Abacus'",)),
         (("--measured", "FILE"), ("rates.json is no JSON",)),
