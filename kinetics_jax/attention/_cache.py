@@ -1,8 +1,7 @@
 """The paged KV cache: where the keys and values of many sequences live. Selection reads pages, so page = block.
 
-Called by `models` (append, once a layer and step) and `sampling` (init, write_prompt, advance). Every function is
-pure; inside `jit` with the cache as loop carry the pools are updated in place. Left out: a scheduler that reserves
-pages as they fill, reference counts, eviction.
+Every function is pure; inside `jit` with the cache as loop carry the pools are updated in place. Writing is in `_write`
+and `_extend`; who owns which page (reference counts, eviction) is in `_pool`.
 
 One prompt shared by B trials (T=10 prompt tokens, P=4; page 2 is the partial tail, so every trial owns a copy of it):
 
@@ -16,15 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from kinetics_jax.specs import DEFAULT_PAGE_LEN, ModelSpec
-from pallas_kernels import append_kv, page_means
-
-from ._mesh import kv_head_axis, split_by_head
 
 _ARRAY_FIELDS = ("key_pages", "value_pages", "key_means", "page_table", "lengths")
+_STATIC_FIELDS = ("num_shared_pages", "num_page_groups")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -39,6 +35,8 @@ class PagedCache:
         page_table: Page ids of each sequence in order; -1 where it has no page.
         lengths: Tokens held by each sequence [tokens], the one being decoded not yet counted.
         num_shared_pages: First pages of the pool, kept for the prompt that all sequences share (static).
+        num_page_groups: Parts that pool and sequences fall into, one a place on the data axis of a mesh (static). Page
+            ids of a sequence count within its part. 1 on one device, and where every place holds all pages.
     """
 
     key_pages: Float[Array, "L R K P H"]
@@ -47,6 +45,7 @@ class PagedCache:
     page_table: Int[Array, "B M"]
     lengths: Int[Array, " B"]
     num_shared_pages: int = 0
+    num_page_groups: int = 1
 
     @property
     def page_len(self) -> int:
@@ -55,19 +54,70 @@ class PagedCache:
 
     # Written out rather than `register_dataclass`: unflattening must not run the constructor, whose shape checks
     # (in tests) would refuse a vmapped cache or the ShapeDtypeStructs of `eval_shape`.
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], int]:
-        """Return the arrays with their names, and the static page count."""
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], tuple[int, ...]]:
+        """Return the arrays with their names, and the static counts."""
         children = tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in _ARRAY_FIELDS)
-        return children, self.num_shared_pages
+        return children, tuple(getattr(self, name) for name in _STATIC_FIELDS)
 
     @classmethod
-    def tree_unflatten(cls, num_shared_pages: int, children: tuple[Any, ...]) -> "PagedCache":
+    def tree_unflatten(cls, counts: tuple[int, ...], children: tuple[Any, ...]) -> "PagedCache":
         """Rebuild the cache from its arrays."""
         cache = object.__new__(cls)
-        for name, child in zip(_ARRAY_FIELDS, children, strict=True):
-            object.__setattr__(cache, name, child)
-        object.__setattr__(cache, "num_shared_pages", num_shared_pages)
+        for name, value in zip((*_ARRAY_FIELDS, *_STATIC_FIELDS), (*children, *counts), strict=True):
+            object.__setattr__(cache, name, value)
         return cache
+
+
+def init_cache(
+    model: ModelSpec,
+    *,
+    num_sequences: int,
+    num_pages: int,
+    max_len: int,
+    page_len: int = DEFAULT_PAGE_LEN,
+    dtype: DTypeLike = jnp.float32,
+    num_page_groups: int = 1,
+) -> PagedCache:
+    """Make an empty cache whose page table is filled by its owner, page by page as sequences grow.
+
+    Args:
+        model: Geometry: layers, KV heads and head width.
+        num_sequences: Sequences, B.
+        num_pages: Pages of the pool, R.
+        max_len: Longest sequence [tokens]; M = ceil(max_len / P).
+        page_len: Tokens in a page, P.
+        dtype: Of keys, values and key means.
+        num_page_groups: Parts of pool and sequences, one a place on the data axis of a mesh.
+
+    Returns:
+        A cache of length 0 whose table names no page.
+
+    Raises:
+        ValueError: If a size is not positive, or the groups divide the pages or the sequences with a rest.
+
+    Example:
+        >>> from kinetics_jax.specs import MODELS
+        >>> cache = init_cache(MODELS["Kinetics-Mini-0.1M"], num_sequences=3, num_pages=8, max_len=30, page_len=8)
+        >>> cache.page_table.shape, cache.key_pages.shape[1]
+        ((3, 4), 8)
+    """
+    _require_positive(
+        num_sequences=num_sequences, num_pages=num_pages, max_len=max_len, page_len=page_len, groups=num_page_groups
+    )
+    if num_pages % num_page_groups or num_sequences % num_page_groups:
+        raise ValueError(
+            f"num_page_groups must divide pages and sequences; got {num_pages} pages, {num_sequences} sequences and "
+            f"{num_page_groups} groups. Use multiples of {num_page_groups}."
+        )
+    return _empty_cache(
+        model,
+        num_sequences=num_sequences,
+        num_pages=num_pages,
+        max_pages=_ceil_div(max_len, page_len),
+        page_len=page_len,
+        dtype=dtype,
+        num_page_groups=num_page_groups,
+    )
 
 
 def init_shared_cache(
@@ -108,153 +158,31 @@ def init_shared_cache(
     References:
         DESIGN.md "attention / cache".
     """
-    for name, size in (
-        ("num_trials", num_trials),
-        ("max_prompt_len", max_prompt_len),
-        ("max_gen_len", max_gen_len),
-        ("page_len", page_len),
-    ):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}")
+    _require_positive(num_trials=num_trials, max_prompt_len=max_prompt_len, max_gen_len=max_gen_len, page_len=page_len)
     num_shared_pages = max_prompt_len // page_len
-    num_pages = num_shared_pages + num_trials * _ceil_div(max_gen_len + page_len - 1, page_len)
-    max_pages = _ceil_div(max_prompt_len + max_gen_len, page_len)
-    pool = (model.num_layers, num_pages, model.num_kv_heads, page_len, model.head_dim)
-    return PagedCache(
-        key_pages=jnp.zeros(pool, dtype),
-        value_pages=jnp.zeros(pool, dtype),
-        key_means=jnp.zeros((*pool[:3], model.head_dim), dtype),
-        page_table=jnp.full((num_trials, max_pages), -1, jnp.int32),
-        lengths=jnp.zeros(num_trials, jnp.int32),
+    return _empty_cache(
+        model,
+        num_sequences=num_trials,
+        num_pages=num_shared_pages + num_trials * _ceil_div(max_gen_len + page_len - 1, page_len),
+        max_pages=_ceil_div(max_prompt_len + max_gen_len, page_len),
+        page_len=page_len,
+        dtype=dtype,
         num_shared_pages=num_shared_pages,
     )
 
 
-def write_prompt(
-    cache: PagedCache,
-    keys: Float[Array, "L T K H"],
-    values: Float[Array, "L T K H"],
-    prompt_len: int | Int[Array, ""],
-) -> PagedCache:
-    """Fill the cache of `init_shared_cache` with one prompt: full pages once, the partial tail page for each trial.
+def advance(cache: PagedCache, num_new: int | Int[Array, " B"] = 1) -> PagedCache:
+    """Count the tokens that every layer has appended: lengths + num_new.
 
     Args:
-        cache: The cache to fill; whatever it held is dropped.
-        keys: Keys of the (padded) prompt, T <= max_prompt_len; entries from `prompt_len` on are ignored.
-        values: Values, laid out as the keys.
-        prompt_len: True length of the prompt [tokens], at most T; may be traced.
-
-    Returns:
-        The cache with lengths = prompt_len.
-
-    Raises:
-        ValueError: If the padded prompt does not fit the shared pages.
-
-    Example:
-        >>> from kinetics_jax.specs import MODELS
-        >>> model = MODELS["Qwen3-0.6B"]
-        >>> cache = init_shared_cache(model, num_trials=2, max_prompt_len=10, max_gen_len=6, page_len=4)
-        >>> keys = jnp.ones((28, 10, 8, 128))
-        >>> write_prompt(cache, keys, keys, 10).page_table.tolist()
-        [[0, 1, 2, 3], [0, 1, 5, 6]]
-    """
-    batch_size, max_pages = cache.page_table.shape
-    page_len, num_shared = cache.page_len, cache.num_shared_pages
-    num_own = (cache.key_pages.shape[1] - num_shared) // batch_size
-    if keys.shape[1] >= (num_shared + 1) * page_len:
-        raise ValueError(
-            f"the prompt must fit the shared pages: fewer than {(num_shared + 1) * page_len} tokens; "
-            f"got {keys.shape[1]}. Build the cache with max_prompt_len={keys.shape[1]}"
-        )
-    prompt_len = jnp.asarray(prompt_len, jnp.int32)
-    num_full = prompt_len // page_len
-
-    def fill(pool: Array, pages: Array) -> Array:
-        num_written = min(num_shared, pages.shape[1])
-        pool = pool.at[:, :num_written].set(pages[:, :num_written])
-        tail = jax.lax.dynamic_slice_in_dim(pages, num_full, 1, axis=1)
-        return pool.at[:, num_shared::num_own].set(tail)
-
-    key_pages = _cut_into_pages(keys.astype(cache.key_pages.dtype), page_len)
-    value_pages = _cut_into_pages(values.astype(cache.value_pages.dtype), page_len)
-    position = jnp.arange(key_pages.shape[1] * page_len, dtype=jnp.int32).reshape(1, -1, 1, page_len)
-    means = page_means(key_pages, position < prompt_len).astype(cache.key_means.dtype)
-    own = jnp.arange(max_pages, dtype=jnp.int32)[None, :] - num_full
-    own_ids = num_shared + jnp.arange(batch_size, dtype=jnp.int32)[:, None] * num_own + own
-    page_table = jnp.where(own < 0, own + num_full, jnp.where(own < num_own, own_ids, -1))
-    return dataclasses.replace(
-        cache,
-        key_pages=fill(cache.key_pages, key_pages),
-        value_pages=fill(cache.value_pages, value_pages),
-        key_means=fill(cache.key_means, means),
-        page_table=page_table,
-        lengths=jnp.full(batch_size, prompt_len, jnp.int32),
-    )
-
-
-def append(
-    cache: PagedCache,
-    layer: int | Int[Array, ""],
-    keys: Float[Array, "B K H"],
-    values: Float[Array, "B K H"],
-    *,
-    mesh: Mesh | None = None,
-) -> PagedCache:
-    """Write the newest token's keys and values of one layer at position `lengths` and renew its page's mean.
-
-    A step appends once in every layer, then calls `advance`. A sequence without a page left is not written.
-
-    Args:
-        cache: The cache.
-        layer: Index of the layer.
-        keys: The new keys.
-        values: The new values.
-        mesh: Axes "data" and "model" over which the cache is sharded (`cache_shardings`), or None.
-
-    Returns:
-        The cache with the token written; `lengths` unchanged.
-    """
-    if mesh is not None:
-        heads, by_head = head_specs(cache, mesh)
-        write = split_by_head(append, mesh, (by_head, PartitionSpec(), heads, heads), by_head)
-        return write(cache, jnp.asarray(layer, jnp.int32), keys, values)
-    key_pages, value_pages, key_means = append_kv(
-        _fold_layers(cache.key_pages),
-        _fold_layers(cache.value_pages),
-        _fold_layers(cache.key_means),
-        layer_page_table(cache, layer),
-        cache.lengths + 1,
-        keys,
-        values,
-    )
-    return dataclasses.replace(
-        cache,
-        key_pages=key_pages.reshape(cache.key_pages.shape),
-        value_pages=value_pages.reshape(cache.value_pages.shape),
-        key_means=key_means.reshape(cache.key_means.shape),
-    )
-
-
-def advance(cache: PagedCache, active: Bool[Array, " B"] | None = None) -> PagedCache:
-    """Count the token that every layer has appended: lengths + 1.
-
-    Args:
-        cache: The cache after `append` in every layer.
-        active: Sequences that advance; None is all. The others overwrite the same position at their next append.
+        cache: The cache after `append` or `append_tokens` in every layer.
+        num_new: Tokens to count, one number or one a sequence [B]. Negative numbers take tokens back: what is appended
+            next overwrites them, by `append_tokens` also in the means of their pages.
 
     Returns:
         The cache with the new lengths.
     """
-    step = 1 if active is None else active.astype(cache.lengths.dtype)
-    return dataclasses.replace(cache, lengths=cache.lengths + step)
-
-
-def head_specs(cache: PagedCache, mesh: Mesh) -> tuple[PartitionSpec, PagedCache]:
-    """Return how a mesh cuts heads [B, heads, H] and a cache: its pools [L, R, K, ...] by KV head, the rest not."""
-    axis = kv_head_axis(mesh, cache.key_pages.shape[2])
-    pool, rest = PartitionSpec(None, None, axis), PartitionSpec()
-    specs = cache_of_leaves(cache, key_pages=pool, value_pages=pool, key_means=pool, page_table=rest, lengths=rest)
-    return PartitionSpec(None, axis), specs
+    return dataclasses.replace(cache, lengths=cache.lengths + num_new)
 
 
 def cache_of_leaves(cache: PagedCache, **leaves: object) -> PagedCache:
@@ -264,7 +192,7 @@ def cache_of_leaves(cache: PagedCache, **leaves: object) -> PagedCache:
 
 def folded_pools(cache: PagedCache) -> tuple[Array, Array, Array]:
     """Return keys, values [L * R, K, P, H] and means [L * R, K, H]: views, so that no layer is ever copied out."""
-    return _fold_layers(cache.key_pages), _fold_layers(cache.value_pages), _fold_layers(cache.key_means)
+    return fold_layers(cache.key_pages), fold_layers(cache.value_pages), fold_layers(cache.key_means)
 
 
 def layer_page_table(cache: PagedCache, layer: int | Int[Array, ""]) -> Int[Array, "B M"]:
@@ -273,17 +201,35 @@ def layer_page_table(cache: PagedCache, layer: int | Int[Array, ""]) -> Int[Arra
     return jnp.where(cache.page_table >= 0, cache.page_table + layer * num_pages, -1)
 
 
-def _fold_layers(pool: Array) -> Array:
+def _empty_cache(
+    model: ModelSpec,
+    *,
+    num_sequences: int,
+    num_pages: int,
+    max_pages: int,
+    page_len: int,
+    dtype: DTypeLike,
+    **counts: int,
+) -> PagedCache:
+    pool = (model.num_layers, num_pages, model.num_kv_heads, page_len, model.head_dim)
+    return PagedCache(
+        key_pages=jnp.zeros(pool, dtype),
+        value_pages=jnp.zeros(pool, dtype),
+        key_means=jnp.zeros((*pool[:3], model.head_dim), dtype),
+        page_table=jnp.full((num_sequences, max_pages), -1, jnp.int32),
+        lengths=jnp.zeros(num_sequences, jnp.int32),
+        **counts,
+    )
+
+
+def _require_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}")
+
+
+def fold_layers(pool: Array) -> Array:
     return pool.reshape(-1, *pool.shape[2:])
-
-
-def _cut_into_pages(entries: Float[Array, "L T K H"], page_len: int) -> Float[Array, "L M K P H"]:
-    """Cut [L, T, K, H] into pages; at least one page is partly or wholly padding, for the tail slice to land on."""
-    num_layers, prompt_len, num_kv_heads, head_dim = entries.shape
-    num_pages = prompt_len // page_len + 1
-    padding = num_pages * page_len - prompt_len
-    padded = jnp.pad(entries, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    return padded.reshape(num_layers, num_pages, page_len, num_kv_heads, head_dim).swapaxes(2, 3)
 
 
 def _ceil_div(numerator: int, denominator: int) -> int:

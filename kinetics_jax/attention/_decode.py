@@ -5,14 +5,14 @@ A new method is one branch of `decode_attention` and one function here.
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, Local, PageSelection, Quest, TopK
 from pallas_kernels import block_topk_decode, choose_pages, gather_pages, paged_decode
 
-from ._cache import PagedCache, folded_pools, head_specs, layer_page_table
-from ._mesh import split_by_head
+from ._cache import PagedCache, folded_pools, layer_page_table
+from ._split import split_over_mesh
 
 
 def decode_attention(
@@ -72,8 +72,8 @@ def decode_attention(
         def read(q: Array, cache: PagedCache, layer: Array) -> Array:
             return decode_attention(spec, q, cache, layer, scale=scale)
 
-        heads, by_head = head_specs(cache, mesh)
-        return split_by_head(read, mesh, (heads, by_head, PartitionSpec()), heads)(q, cache, jnp.asarray(layer))
+        split = split_over_mesh(read, mesh, cache, ("heads", "cache", "whole"), "heads")
+        return split(q, cache, jnp.asarray(layer))
     key_pages, value_pages, key_means = folded_pools(cache)
     page_table, lengths = layer_page_table(cache, layer), cache.lengths + 1
     window_len, sink_len, mask = None, 0, None

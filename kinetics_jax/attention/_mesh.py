@@ -1,12 +1,10 @@
 """Attention on a mesh: each device writes and reads the KV heads that it holds, so that no pool is ever gathered.
 
-The mesh has the axes "data" (sequences) and "model" (heads). XLA splits sequences over "data" by itself. Over "model"
-the heads are split here by `shard_map`: XLA does not see that a gather of pages leaves KV heads apart, and would bring
-the whole pool to every device. Where the axis does not divide the KV heads, every device holds and reads them all.
+The mesh has the axes "data" (sequences) and "model" (heads). Where the model axis does not divide the KV heads, every
+device holds and reads them all.
 """
 
-from collections.abc import Callable
-from typing import Any, overload
+from typing import overload
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -44,13 +42,6 @@ def checked_mesh(mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
 def kv_head_axis(mesh: Mesh | AbstractMesh, num_kv_heads: int) -> str | None:
     """Return the mesh axis that KV heads are cut over, or None where it does not divide them: all devices hold all."""
     return None if num_kv_heads % mesh.shape[MODEL_AXIS] else MODEL_AXIS
-
-
-def split_by_head(
-    function: Callable[..., Any], mesh: Mesh, in_specs: tuple[Any, ...], out_specs: Any
-) -> Callable[..., Any]:
-    """Return the function run on the heads that each device holds; the data axis stays with XLA."""
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={MODEL_AXIS})
 
 
 def place_kv(entries: Float[Array, "L B T K H"], mesh: Mesh | None) -> Float[Array, "L B T K H"]:

@@ -12,7 +12,7 @@ def cache_shardings(cache: PagedCache, mesh: Mesh) -> PagedCache:
     A page belongs to no one sequence (all trials share the prompt's), so every place on the data axis holds all pages:
     the axis divides what a device reads in a step, not what it stores. A batch of caches, as `vmap` over problems
     makes it, has its problems over "data", pages included. KV heads that the model axis does not divide are
-    replicated.
+    replicated. A cache with page groups has each group of pages with its sequences.
 
     Args:
         cache: The cache or its shapes (`jax.eval_shape`), or a batch of caches: every array with one axis in front.
@@ -47,6 +47,7 @@ def cache_shardings(cache: PagedCache, mesh: Mesh) -> PagedCache:
             f"Use a multiple of {num_places} {what}, or a smaller data axis."
         )
     heads = kv_head_axis(mesh, cache.key_means.shape[-2])
-    pool = NamedSharding(mesh, PartitionSpec(*[DATA_AXIS] * is_batch, None, None, heads))
+    pages = DATA_AXIS if cache.num_page_groups > 1 else None
+    pool = NamedSharding(mesh, PartitionSpec(*[DATA_AXIS] * is_batch, None, pages, heads))
     rows = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
     return cache_of_leaves(cache, key_pages=pool, value_pages=pool, key_means=pool, page_table=rows, lengths=rows)

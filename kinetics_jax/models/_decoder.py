@@ -1,4 +1,4 @@
-"""The decoder: token ids in, next-token logits out, three ways: all at once, prefill, and one token a step.
+"""The decoder: token ids in, next-token logits out, all at once, prefill, many tokens and one token a step.
 
 Called by `sampling` and `training`; `checkpoints_conversion` fills it and `_sharding` puts it on a mesh.
 """
@@ -9,9 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from kinetics_jax.attention import PagedCache, advance, append, causal_attention, decode_attention, place_kv
+from kinetics_jax.attention import (
+    PagedCache,
+    advance,
+    append,
+    append_tokens,
+    causal_attention,
+    decode_attention,
+    extend_attention,
+    place_kv,
+)
 from kinetics_jax.specs import AttentionSpec, ModelSpec, attention_by_layer
 
 from ._layer import DecoderLayer, logits_from
@@ -118,8 +127,42 @@ class Decoder(nnx.Module):
             states.append(hidden)
         return jnp.stack(states)
 
+    def extend(
+        self, token_ids: Int[Array, "B T"], cache: PagedCache, num_new: Int[Array, " B"], *, is_first: bool = False
+    ) -> tuple[Float[Array, "B T D"], PagedCache]:
+        """Append up to T tokens per sequence at once, attending densely: a chunk of a prompt, or drafts to verify.
+
+        Args:
+            token_ids: New tokens, padded at the end [B, T].
+            cache: Everything before them, with pages for them.
+            num_new: New tokens of each sequence [B], at most T; a sequence with none stays as it is.
+            is_first: Promises that the cache holds nothing before them, so that no page needs to be read (static).
+
+        Returns:
+            Final hidden states [B, T, D], which `next_logits` turns into logits, and the cache `num_new` tokens longer.
+        """
+        positions = cache.lengths[:, None] + jnp.arange(token_ids.shape[1], dtype=cache.lengths.dtype)[None, :]
+        scale = self.spec.head_dim**-0.5
+        hidden = self._embed(token_ids)
+        for index, layer in enumerate(self.layers):
+
+            def attend(queries: Array, keys: Array, values: Array, index: int = index) -> Array:
+                nonlocal cache
+                cache = append_tokens(cache, index, keys, values, num_new, mesh=self.mesh)
+                if is_first:
+                    return causal_attention(queries, keys, values)
+                return extend_attention(queries, cache, index, scale=scale, mesh=self.mesh)
+
+            hidden = layer(hidden, positions, attend)
+        return self.final_norm(hidden), advance(cache, num_new)
+
     def decode_step(
-        self, token_ids: Int[Array, " B"], cache: PagedCache, attention: AttentionSpec
+        self,
+        token_ids: Int[Array, " B"],
+        cache: PagedCache,
+        attention: AttentionSpec,
+        *,
+        active: Bool[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B V"], PagedCache]:
         """Append one token per sequence and return the logits of the next.
 
@@ -127,6 +170,7 @@ class Decoder(nnx.Module):
             token_ids: The newest token of each sequence [B].
             cache: Everything before it.
             attention: Which cache entries each layer reads; its first `dense_layers` layers read everything.
+            active: Which sequences grow; None is all. The others overwrite the same position at the next step.
 
         Returns:
             Float32 logits [B, V] and the cache one token longer.
@@ -147,7 +191,8 @@ class Decoder(nnx.Module):
                 return attended[:, None]
 
             hidden = layer(hidden, positions, attend)
-        return self.next_logits(self.final_norm(hidden[:, 0])), advance(cache)
+        num_new = 1 if active is None else active.astype(cache.lengths.dtype)
+        return self.next_logits(self.final_norm(hidden[:, 0])), advance(cache, num_new)
 
     def _run_causal(self, token_ids: Array) -> tuple[Array, list[Array], list[Array]]:
         positions = jnp.arange(token_ids.shape[1])[None]

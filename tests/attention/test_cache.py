@@ -113,7 +113,7 @@ def test_a_full_sequence_overwrites_nothing():
 
 def test_only_active_sequences_advance():
     cache, _ = fill(5, 2)
-    assert advance(cache, jnp.array([True, False, True])).lengths.tolist() == [8, 7, 8]
+    assert advance(cache, jnp.array([1, 0, 1])).lengths.tolist() == [8, 7, 8]
 
 
 def test_layer_may_be_traced():

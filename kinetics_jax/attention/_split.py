@@ -1,0 +1,55 @@
+"""How work on a cache is split over a mesh: each device runs it on the KV heads, and the page group, that it holds.
+
+XLA does not see that a gather of pages leaves KV heads apart, and would bring the whole pool to every device.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from ._cache import PagedCache, cache_of_leaves
+from ._mesh import DATA_AXIS, MODEL_AXIS, kv_head_axis
+
+Cut = Literal["cache", "heads", "rows", "whole"]
+"""How an argument of `split_over_mesh` is cut."""
+
+
+def split_over_mesh(
+    function: Callable[..., Any], mesh: Mesh, cache: PagedCache, inputs: tuple[Cut, ...], output: Cut
+) -> Callable[..., Any]:
+    """Return the function run on what each device holds of a cache: its KV heads, and its page group where there are.
+
+    Without page groups the data axis stays with XLA.
+
+    Args:
+        function: Takes and returns parts.
+        mesh: Has the axes "data" and "model".
+        cache: The cache, for its geometry.
+        inputs: How each argument is cut: "cache", "heads" [B, ..., heads, H], "rows" [B], or "whole".
+        output: How the result is cut.
+    """
+    heads = kv_head_axis(mesh, cache.key_pages.shape[2])
+    rows = DATA_AXIS if cache.num_page_groups > 1 else None
+    if rows and cache.num_page_groups != mesh.shape[DATA_AXIS]:
+        raise ValueError(
+            f"page groups must be the places on the data axis; got {cache.num_page_groups} groups, {mesh.shape}"
+        )
+    pool, table = PartitionSpec(None, rows, heads), PartitionSpec(rows)
+    leaves = dict.fromkeys(("key_pages", "value_pages", "key_means"), pool) | {"page_table": table, "lengths": table}
+    specs: dict[Cut, Any] = {
+        "cache": cache_of_leaves(cache, **leaves),
+        "rows": table,
+        "whole": PartitionSpec(),
+    }
+
+    def run(*arguments: Any) -> Any:
+        num_axes = next(each.ndim for each, cut in zip(arguments, inputs, strict=True) if cut == "heads")
+        here = specs | {"heads": PartitionSpec(rows, *[None] * (num_axes - 3), heads)}
+        wanted = tuple(here[cut] for cut in inputs)
+        axes = {DATA_AXIS, MODEL_AXIS} if rows else {MODEL_AXIS}
+        local = jax.shard_map(function, mesh=mesh, in_specs=wanted, out_specs=here[output], axis_names=axes)
+        return local(*arguments)
+
+    return run

@@ -1,0 +1,129 @@
+"""What is written to a paged cache: a whole prompt for all its trials, and one token a sequence and step.
+
+Called by `models` (append, once a layer and step) and `sampling` (write_prompt). Many tokens at once are in `_extend`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import append_kv, page_means
+
+from ._cache import PagedCache, fold_layers, layer_page_table
+from ._split import split_over_mesh
+
+
+def write_prompt(
+    cache: PagedCache,
+    keys: Float[Array, "L T K H"],
+    values: Float[Array, "L T K H"],
+    prompt_len: int | Int[Array, ""],
+) -> PagedCache:
+    """Fill the cache of `init_shared_cache` with one prompt: full pages once, the partial tail page for each trial.
+
+    Args:
+        cache: The cache to fill; whatever it held is dropped.
+        keys: Keys of the (padded) prompt, T <= max_prompt_len; entries from `prompt_len` on are ignored.
+        values: Values, laid out as the keys.
+        prompt_len: True length of the prompt [tokens], at most T; may be traced.
+
+    Returns:
+        The cache with lengths = prompt_len.
+
+    Raises:
+        ValueError: If the padded prompt does not fit the shared pages.
+
+    Example:
+        >>> from kinetics_jax.specs import MODELS
+        >>> model = MODELS["Qwen3-0.6B"]
+        >>> cache = init_shared_cache(model, num_trials=2, max_prompt_len=10, max_gen_len=6, page_len=4)
+        >>> keys = jnp.ones((28, 10, 8, 128))
+        >>> write_prompt(cache, keys, keys, 10).page_table.tolist()
+        [[0, 1, 2, 3], [0, 1, 5, 6]]
+    """
+    batch_size, max_pages = cache.page_table.shape
+    page_len, num_shared = cache.page_len, cache.num_shared_pages
+    num_own = (cache.key_pages.shape[1] - num_shared) // batch_size
+    if keys.shape[1] >= (num_shared + 1) * page_len:
+        raise ValueError(
+            f"the prompt must fit the shared pages: fewer than {(num_shared + 1) * page_len} tokens; "
+            f"got {keys.shape[1]}. Build the cache with max_prompt_len={keys.shape[1]}"
+        )
+    prompt_len = jnp.asarray(prompt_len, jnp.int32)
+    num_full = prompt_len // page_len
+
+    def fill(pool: Array, pages: Array) -> Array:
+        num_written = min(num_shared, pages.shape[1])
+        pool = pool.at[:, :num_written].set(pages[:, :num_written])
+        tail = jax.lax.dynamic_slice_in_dim(pages, num_full, 1, axis=1)
+        return pool.at[:, num_shared::num_own].set(tail)
+
+    key_pages = _cut_into_pages(keys.astype(cache.key_pages.dtype), page_len)
+    value_pages = _cut_into_pages(values.astype(cache.value_pages.dtype), page_len)
+    position = jnp.arange(key_pages.shape[1] * page_len, dtype=jnp.int32).reshape(1, -1, 1, page_len)
+    means = page_means(key_pages, position < prompt_len).astype(cache.key_means.dtype)
+    own = jnp.arange(max_pages, dtype=jnp.int32)[None, :] - num_full
+    own_ids = num_shared + jnp.arange(batch_size, dtype=jnp.int32)[:, None] * num_own + own
+    page_table = jnp.where(own < 0, own + num_full, jnp.where(own < num_own, own_ids, -1))
+    return dataclasses.replace(
+        cache,
+        key_pages=fill(cache.key_pages, key_pages),
+        value_pages=fill(cache.value_pages, value_pages),
+        key_means=fill(cache.key_means, means),
+        page_table=page_table,
+        lengths=jnp.full(batch_size, prompt_len, jnp.int32),
+    )
+
+
+def append(
+    cache: PagedCache,
+    layer: int | Int[Array, ""],
+    keys: Float[Array, "B K H"],
+    values: Float[Array, "B K H"],
+    *,
+    mesh: Mesh | None = None,
+) -> PagedCache:
+    """Write the newest token's keys and values of one layer at position `lengths` and renew its page's mean.
+
+    A step appends once in every layer, then calls `advance`. A sequence without a page left is not written.
+
+    Args:
+        cache: The cache.
+        layer: Index of the layer.
+        keys: The new keys.
+        values: The new values.
+        mesh: Axes "data" and "model" over which the cache is sharded (`cache_shardings`), or None.
+
+    Returns:
+        The cache with the token written; `lengths` unchanged.
+    """
+    if mesh is not None:
+        write = split_over_mesh(append, mesh, cache, ("cache", "whole", "heads", "heads"), "cache")
+        return write(cache, jnp.asarray(layer, jnp.int32), keys, values)
+    key_pages, value_pages, key_means = append_kv(
+        fold_layers(cache.key_pages),
+        fold_layers(cache.value_pages),
+        fold_layers(cache.key_means),
+        layer_page_table(cache, layer),
+        cache.lengths + 1,
+        keys,
+        values,
+    )
+    return dataclasses.replace(
+        cache,
+        key_pages=key_pages.reshape(cache.key_pages.shape),
+        value_pages=value_pages.reshape(cache.value_pages.shape),
+        key_means=key_means.reshape(cache.key_means.shape),
+    )
+
+
+def _cut_into_pages(entries: Float[Array, "L T K H"], page_len: int) -> Float[Array, "L M K P H"]:
+    """Cut [L, T, K, H] into pages; at least one page is partly or wholly padding, for the tail slice to land on."""
+    num_layers, prompt_len, num_kv_heads, head_dim = entries.shape
+    num_pages = prompt_len // page_len + 1
+    padding = num_pages * page_len - prompt_len
+    padded = jnp.pad(entries, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    return padded.reshape(num_layers, num_pages, page_len, num_kv_heads, head_dim).swapaxes(2, 3)
