@@ -12,7 +12,11 @@ from ._mesh import MODEL_AXIS as MODEL_AXIS
 from ._mesh import checked_mesh as checked_mesh
 from ._mesh import kv_head_axis as kv_head_axis
 from ._mesh import place_kv as place_kv
+from ._pool import SCRATCH_PAGE as SCRATCH_PAGE
+from ._pool import PagePool as PagePool
+from ._pool import PrefixCache as PrefixCache
 from ._prefill import causal_attention as causal_attention
 from ._sharding import cache_shardings as cache_shardings
 from ._write import append as append
+from ._write import copy_pages as copy_pages
 from ._write import write_prompt as write_prompt

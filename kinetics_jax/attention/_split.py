@@ -45,8 +45,9 @@ def split_over_mesh(
     }
 
     def run(*arguments: Any) -> Any:
-        num_axes = next(each.ndim for each, cut in zip(arguments, inputs, strict=True) if cut == "heads")
-        here = specs | {"heads": PartitionSpec(rows, *[None] * (num_axes - 3), heads)}
+        # Heads come last but one: [B, N, H] of a step, [B, T, N, H] of a chunk.
+        num_axes = [each.ndim for each, cut in zip(arguments, inputs, strict=True) if cut == "heads"]
+        here = specs | {"heads": PartitionSpec(rows, *[None] * (max(num_axes, default=3) - 3), heads)}
         wanted = tuple(here[cut] for cut in inputs)
         axes = {DATA_AXIS, MODEL_AXIS} if rows else {MODEL_AXIS}
         local = jax.shard_map(function, mesh=mesh, in_specs=wanted, out_specs=here[output], axis_names=axes)

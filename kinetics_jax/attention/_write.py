@@ -1,4 +1,4 @@
-"""What is written to a paged cache: a whole prompt for all its trials, and one token a sequence and step.
+"""What is written to a paged cache: a whole prompt for all its trials, one token a sequence and step, copies of pages.
 
 Called by `models` (append, once a layer and step) and `sampling` (write_prompt). Many tokens at once are in `_extend`.
 """
@@ -117,6 +117,35 @@ def append(
         key_pages=key_pages.reshape(cache.key_pages.shape),
         value_pages=value_pages.reshape(cache.value_pages.shape),
         key_means=key_means.reshape(cache.key_means.shape),
+    )
+
+
+def copy_pages(
+    cache: PagedCache, source: Int[Array, " B"], target: Int[Array, " B"], *, mesh: Mesh | None = None
+) -> PagedCache:
+    """Copy one page a sequence, keys, values and means of all layers: a private copy of a page that others share.
+
+    Args:
+        cache: The cache.
+        source: Page to copy, by its id in the pool (in the sequence's group of it).
+        target: Page to overwrite; a sequence with nothing to copy names `SCRATCH_PAGE` for both.
+        mesh: Axes "data" and "model" over which the cache is sharded, or None.
+
+    Returns:
+        The cache with the pages copied; no table changes.
+    """
+    if mesh is not None:
+        split = split_over_mesh(copy_pages, mesh, cache, ("cache", "rows", "rows"), "cache")
+        return split(cache, source, target)
+
+    def copied(pool: Array) -> Array:
+        return pool.at[:, target].set(pool.at[:, source].get(mode="clip"), mode="drop")
+
+    return dataclasses.replace(
+        cache,
+        key_pages=copied(cache.key_pages),
+        value_pages=copied(cache.value_pages),
+        key_means=copied(cache.key_means),
     )
 
 

@@ -1,0 +1,392 @@
+"""The engine: continuous batching of many trials over one page pool, for the large runs.
+
+Trials join and leave a batch of fixed shape between calls of one compiled program, which draws several tokens a call.
+What a trial says follows from its key alone, as with `generate`: not from the batch, the order of admission, shared
+prefixes, preemption, or the mesh (exactly, as far as a device computes each row of a batch the same way whatever the
+others hold; chunks of prompts and shared prefixes round differently in the last bit).
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from kinetics_jax.attention import DATA_AXIS
+from kinetics_jax.models import Decoder
+from kinetics_jax.specs import DEFAULT_PAGE_LEN, AttentionSpec, Dense, PageSelection, SamplingSpec
+
+from ._call import NO_TOKEN, Batch, CallWriter, Drawn, PromptChunk
+from ._pages import PageGroup
+from ._pools import default_num_pages, make_pools
+from ._programs import Programs
+from ._request import Completion, FinishReason, Request
+from ._scheduler import Lane, Scheduler, Slot, Trial
+from ._stopping import RepetitionWatch, Stopping
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """Count what an engine has done.
+
+    Attributes:
+        num_tokens: Tokens drawn, each once.
+        num_replayed_tokens: Tokens computed anew after a preemption.
+        num_prompt_tokens: Prompt tokens computed; those of a shared prefix once.
+        num_preemptions: Trials that lost their pages.
+        num_pages_held: Pages that running trials and prompts hold now, known prefixes included.
+        num_compilations: Programs compiled so far.
+        decode_s: Time in decode calls [s].
+        prefill_s: Time in prompts [s].
+    """
+
+    num_tokens: int
+    num_replayed_tokens: int
+    num_prompt_tokens: int
+    num_preemptions: int
+    num_pages_held: int
+    num_compilations: int
+    decode_s: float
+    prefill_s: float
+
+
+class Engine:
+    """Draw many trials, as many at a time as there are slots.
+
+    Args:
+        model: The language model; on a mesh (`models.shard_decoder`) the engine runs there: KV heads over "model",
+            slots and pages over "data".
+        attentions: The attention specs that requests may name. Each has a batch of its own; all share the pages.
+        sampling: How tokens are drawn.
+        stopping: What ends a trial besides its own limit.
+        num_slots: Trials in a batch, B.
+        max_len: Longest prompt and thought together [tokens]; None is the model's context.
+        num_pages: Pages of the pool; None is what `num_slots` trials of `max_len` need, or what fits the device.
+        page_len: Tokens in a page, P; None follows a spec that selects pages, else `DEFAULT_PAGE_LEN`.
+        num_steps: Decode steps a call, T: rows that stop wait for the rest of the call.
+        chunk_len: Prompt tokens computed at once; a longer prompt takes turns with decode calls.
+        keep_log_probs: Whether completions carry log-probabilities.
+
+    Raises:
+        ValueError: If a size is not positive, specs select pages of different lengths, or the data axis of the mesh
+            divides slots or pages with a rest.
+
+    Example:
+        >>> from kinetics_jax.zoo import load_zoo_model
+        >>> model = load_zoo_model("Kinetics-Mini-0.1M").model
+        >>> engine = Engine(model, stopping=Stopping(stop_ids=(2,)), num_slots=2, max_len=32)
+        >>> requests = [
+        ...     Request(prompt_ids=(1, 20, 30), key=jax.random.key(0), trial=trial, max_gen_len=4) for trial in range(3)
+        ... ]
+        >>> sorted(completion.request.trial for completion in engine.run(requests))
+        [0, 1, 2]
+
+    References:
+        Kwon et al., PagedAttention (arXiv 2309.06180); Yu et al., Orca (OSDI 2022), on continuous batching; Agrawal et
+        al., Sarathi (arXiv 2308.16369), on chunked prefill.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        attentions: Sequence[AttentionSpec] = (Dense(),),
+        sampling: SamplingSpec | None = None,
+        stopping: Stopping,
+        num_slots: int = 32,
+        max_len: int | None = None,
+        num_pages: int | None = None,
+        page_len: int | None = None,
+        num_steps: int = 16,
+        chunk_len: int = 256,
+        keep_log_probs: bool = False,
+    ):
+        spec, mesh = model.spec, model.mesh
+        self._max_len = spec.max_len if max_len is None else max_len
+        _require_sizes(spec.max_len, num_slots=num_slots, max_len=self._max_len, num_steps=num_steps, chunk=chunk_len)
+        self._page_len = _common_page_len(attentions, page_len)
+        self._num_steps, self._mesh, self._stopping = num_steps, mesh, stopping
+        self._chunk_len = -(-chunk_len // self._page_len) * self._page_len  # later chunks begin with a page
+        num_groups = 1 if mesh is None else mesh.shape[DATA_AXIS]
+        if num_slots % num_groups:
+            raise ValueError(
+                f"the data axis must divide the slots; got {num_slots} slots and a data axis of {num_groups}. "
+                f"Use a multiple of {num_groups}."
+            )
+        self._max_pages = -(-self._max_len // self._page_len)
+        if num_pages is None:
+            wanted = num_groups + len(attentions) * num_slots * self._max_pages
+            num_pages = default_num_pages(model, self._page_len, wanted)
+        per_group = num_pages // num_groups
+        if per_group < 2:
+            raise ValueError(f"num_pages must be at least {2 * num_groups}, one a group being scratch; got {num_pages}")
+        groups = [PageGroup(per_group, self._page_len) for _ in range(num_groups)]
+        self._scheduler = Scheduler(tuple(attentions), num_slots=num_slots, groups=groups, num_steps=num_steps)
+        self._sampling = SamplingSpec() if sampling is None else sampling
+        self._programs = Programs(
+            model,
+            sampling=self._sampling,
+            stop_ids=stopping.stop_ids,
+            closing=stopping.closing,
+            num_steps=num_steps,
+            num_page_groups=num_groups,
+            keep_log_probs=keep_log_probs,
+        )
+        self._keep_log_probs = keep_log_probs
+        remembered = 0 if self._sampling.repetition_penalty == 1 else spec.vocab_size
+        self._writer = CallWriter(
+            num_steps=num_steps,
+            max_pages=self._max_pages,
+            num_hidden=spec.d_model,
+            dtype=np.dtype(model.dtype),
+            num_remembered=remembered,
+        )
+        self._pools = make_pools(
+            model, num_pages=num_groups * per_group, page_len=self._page_len, num_page_groups=num_groups
+        )
+        self._seen = {each: jnp.zeros((num_slots, remembered), bool) for each in attentions}
+        self._num_tokens = self._num_replayed = self._num_prompt_tokens = 0
+        self._decode_s = self._prefill_s = 0.0
+
+    @property
+    def stats(self) -> EngineStats:
+        """What has been done so far."""
+        return EngineStats(
+            num_tokens=self._num_tokens,
+            num_replayed_tokens=self._num_replayed,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_preemptions=self._scheduler.num_preemptions,
+            num_pages_held=sum(group.pool.num_held for group in self._scheduler.groups),
+            num_compilations=self._programs.num_compilations.total(),
+            decode_s=self._decode_s,
+            prefill_s=self._prefill_s,
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every submitted trial is finished."""
+        return self._scheduler.is_idle
+
+    def warm_up(self) -> None:
+        """Compile every program now, by running it on nothing; later calls compile no more."""
+        groups = [None] * len(self._scheduler.groups)
+        for is_first, width in ((True, self._max_pages), *((False, width) for width in self._table_widths())):
+            self._run_chunk(self._writer.chunk(groups, self._chunk_len, width), is_first=is_first)
+        for lane in self._scheduler.lanes.values():
+            self._run_batch(lane, self._writer.batch([None] * len(lane.slots)))
+
+    def submit(self, request: Request) -> None:
+        """Queue a trial.
+
+        Raises:
+            ValueError: If its attention is none of the engine's, its tokens are none of the model's, or prompt and
+                thought fit the engine's `max_len`, or its pool, in no way.
+        """
+        prompt_len, group = len(request.prompt_ids), self._scheduler.groups[0]
+        if request.attention not in self._scheduler.lanes:
+            known = ", ".join(map(str, self._scheduler.lanes))
+            raise ValueError(f"the engine was made for the attention {known}; got {request.attention}. Name it there.")
+        if prompt_len + request.max_gen_len > self._max_len:
+            longest = self._max_len - prompt_len
+            way_out = f"Use a limit of {longest} or less." if longest > 0 else "The prompt alone is too long."
+            raise ValueError(
+                f"prompt and thought must fit the context of {self._max_len} tokens; got {prompt_len} + "
+                f"{request.max_gen_len}. {way_out}"
+            )
+        wanted, there = (
+            group.num_pages_alone(prompt_len, request.max_gen_len),
+            group.pool.num_free + group.pool.num_held,
+        )
+        if wanted > there:
+            raise ValueError(
+                f"the pool must hold one sequence: {prompt_len} + {request.max_gen_len} tokens need {wanted} pages of "
+                f"{self._page_len}; it has {there}. Use num_pages={(wanted + 1) * len(self._scheduler.groups)} or more."
+            )
+        closing, rule = self._stopping.closing, self._stopping.repetition
+        limit = request.max_gen_len if closing is None else min(request.max_gen_len, closing.max_gen_len)
+        watch = None if rule is None else RepetitionWatch(rule)
+        self._scheduler.submit(Trial(request=request, max_gen_len=limit, watch=watch))
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Submit trials and yield each as it finishes, in no particular order.
+
+        Requests are taken as there is room for them, so that they may come from a generator.
+
+        Raises:
+            ValueError: As `submit`; trials submitted before stay queued.
+        """
+        source, ahead = iter(requests), 2 * sum(len(lane.slots) for lane in self._scheduler.lanes.values())
+        has_more = True
+        while has_more or not self.is_idle:
+            while has_more and self._scheduler.num_waiting < ahead:
+                request = next(source, None)
+                if request is None:
+                    has_more = False
+                else:
+                    self.submit(request)
+            yield from self.step()
+
+    def step(self) -> list[Completion]:
+        """Admit what fits, compute prompts for a while, decode every batch for `num_steps`, and return who finished."""
+        self._scheduler.admit()
+        # As many chunks as decode steps: prompts get about as much time as the trials that wait for them.
+        for _ in range(self._num_steps):
+            if not self._fill_prompts():
+                break
+            self._scheduler.admit()
+        finished = []
+        for lane in self._scheduler.lanes.values():
+            self._scheduler.reserve(lane)
+            if any(True for _ in lane.running):
+                finished += self._decode(lane)
+        return finished
+
+    def _fill_prompts(self) -> bool:
+        """Compute a chunk of the prompt that each group is filling; False if there is none."""
+        groups = self._scheduler.groups
+        prompts = [group.filling for group in groups]
+        if not any(prompts):
+            return False
+        started = time.perf_counter()
+        is_first = all(prompt is None or prompt.num_filled == 0 for prompt in prompts)
+        longest = max(prompt.num_filled + self._chunk_len for prompt in prompts if prompt is not None)
+        chunk = self._writer.chunk(prompts, self._chunk_len, self._max_pages if is_first else self._width_for(longest))
+        hidden = self._run_chunk(chunk, is_first=is_first)
+        for row, group in enumerate(groups):
+            if group.filling is not None:
+                group.filling.num_filled += int(chunk.num_new[row])
+                self._num_prompt_tokens += int(chunk.num_new[row])
+                if group.filling.num_filled == len(group.filling.token_ids):
+                    group.finish_prompt(hidden[row])
+        self._prefill_s += time.perf_counter() - started
+        return True
+
+    def _decode(self, lane: Lane) -> list[Completion]:
+        """Run the batch of a lane once, hand out what it drew, and take out who has finished."""
+        started = time.perf_counter()
+        drawn = self._run_batch(lane, self._writer.batch(lane.slots))
+        elapsed = time.perf_counter() - started
+        self._decode_s += elapsed
+        running = [(row, slot) for row, slot in enumerate(lane.slots) if slot is not None]
+        finished = []
+        for row, slot in running:
+            slot.trial.time_s += elapsed / len(running)
+            self._take_tokens(slot, drawn, row)
+            reason = self._finish_reason(slot)
+            if reason is not None:
+                self._scheduler.finish(lane, slot)
+                finished.append(_completion(slot, reason, has_log_probs=self._keep_log_probs))
+        return finished
+
+    def _take_tokens(self, slot: Slot, drawn: Drawn, row: int) -> None:
+        """Append what a row drew; tokens that the trial had before its preemption are drawn again and passed over."""
+        trial, closing = slot.trial, self._stopping.closing
+        for step in range(0 if slot.num_drawn == 0 else 1, self._num_steps + 1):
+            token = int(drawn.token_ids[step, row])
+            if token == NO_TOKEN:
+                break
+            if slot.num_drawn < len(trial.token_ids):
+                assert token == trial.token_ids[slot.num_drawn], "a preempted trial must say the same again"
+                self._num_replayed += 1
+            else:
+                trial.token_ids.append(token)
+                if self._keep_log_probs:
+                    trial.log_probs.append(float(drawn.log_probs[step, row]))
+                self._num_tokens += 1
+            if closing is not None and token == closing.end_think_id and slot.num_drawn < closing.think_len:
+                slot.closed = True
+            slot.num_drawn += 1
+
+    def _finish_reason(self, slot: Slot) -> FinishReason | None:
+        """Say why a trial ends here, or None; what it said after a loop began to repeat is dropped."""
+        trial = slot.trial
+        if slot.num_drawn < len(trial.token_ids):
+            return None  # still computing anew what it had
+        if trial.watch is not None:
+            num_kept = trial.watch.extend(trial.token_ids[trial.watch.num_tokens :])
+            if num_kept is not None:
+                del trial.token_ids[num_kept:], trial.log_probs[num_kept:]
+                return "repetition"
+        if trial.token_ids[-1] in self._stopping.stop_ids:
+            return "eos"
+        if len(trial.token_ids) >= trial.max_gen_len:
+            return "length"
+        if self._stopping.time_s is not None and trial.time_s > self._stopping.time_s:
+            return "time"
+        return None
+
+    def _run_chunk(self, chunk: PromptChunk, *, is_first: bool) -> np.ndarray:
+        self._pools, hidden = self._programs.prefill(self._pools, self._place(chunk), is_first=is_first)
+        return np.asarray(hidden)
+
+    def _run_batch(self, lane: Lane, batch: Batch) -> Drawn:
+        seen = self._seen[lane.attention]
+        placed = self._place(batch)
+        self._pools, self._seen[lane.attention], drawn = self._programs.decode(
+            self._pools, seen, placed, lane.attention
+        )
+        return jax.device_get(drawn)
+
+    def _place(self, arrays: Any) -> Any:
+        """Cut the rows over the data axis; `forced` has them last."""
+        if self._mesh is None:
+            return arrays
+        rows = NamedSharding(self._mesh, PartitionSpec(DATA_AXIS))
+        placed = {name: jax.device_put(value, rows) for name, value in arrays._asdict().items() if name != "forced"}
+        if "forced" in arrays._fields:
+            columns = NamedSharding(self._mesh, PartitionSpec(None, DATA_AXIS))
+            placed["forced"] = jax.device_put(arrays.forced, columns)
+        return type(arrays)(**placed)
+
+    def _table_widths(self) -> list[int]:
+        """Return the widths of page tables that later chunks of a prompt read: few, so that few programs compile."""
+        widths, width = [], 2 * self._chunk_len // self._page_len
+        while width < self._max_pages:
+            widths.append(width)
+            width *= 4
+        return [*widths, self._max_pages] if self._max_len > self._page_len else []
+
+    def _width_for(self, length: int) -> int:
+        return next(width for width in self._table_widths() if width * self._page_len >= min(length, self._max_len))
+
+
+def _completion(slot: Slot, reason: FinishReason, *, has_log_probs: bool) -> Completion:
+    trial = slot.trial
+    return Completion(
+        request=trial.request,
+        token_ids=tuple(trial.token_ids),
+        finish_reason=reason,
+        log_probs=tuple(trial.log_probs) if has_log_probs else None,
+        time_s=trial.time_s,
+        num_preemptions=trial.num_preemptions,
+    )
+
+
+def _require_sizes(context_len: int, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}")
+    if sizes["max_len"] > context_len:
+        raise ValueError(f"max_len must fit the model's context of {context_len} tokens; got {sizes['max_len']}")
+
+
+def _common_page_len(attentions: Sequence[AttentionSpec], page_len: int | None) -> int:
+    """Return the page length that all specs agree on."""
+    if not attentions:
+        raise ValueError("attentions must name at least one spec; got none. Use (Dense(),)")
+    wanted = {spec.page_len for spec in attentions if isinstance(spec, PageSelection)}
+    if page_len is not None:
+        wanted.add(page_len)
+    if len(wanted) > 1:
+        raise ValueError(
+            f"all attention specs of an engine share its pages; got pages of {sorted(wanted)} tokens. "
+            "Use an engine for each page length."
+        )
+    chosen = wanted.pop() if wanted else DEFAULT_PAGE_LEN
+    if chosen < 1:
+        raise ValueError(f"page_len must be at least 1; got {chosen}")
+    return chosen

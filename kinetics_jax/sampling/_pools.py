@@ -1,0 +1,69 @@
+"""The page pools of an engine: how large, and where they lie. They stay on the device from call to call."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kinetics_jax.attention import DATA_AXIS, PagedCache, cache_shardings, init_cache, kv_head_axis
+from kinetics_jax.models import Decoder
+
+_MEMORY_SHARE = 0.9
+"""Share of a device's free memory that the pools may take; the rest is for activations."""
+
+
+class Pools(NamedTuple):
+    """Hold the arrays of a cache that live on the device.
+
+    Attributes:
+        key_pages: As `PagedCache`.
+        value_pages: As `PagedCache`.
+        key_means: As `PagedCache`.
+    """
+
+    key_pages: Float[Array, "L R K P H"]
+    value_pages: Float[Array, "L R K P H"]
+    key_means: Float[Array, "L R K H"]
+
+
+def pools_of(cache: PagedCache) -> Pools:
+    """Return the arrays of a cache that stay on the device."""
+    return Pools(key_pages=cache.key_pages, value_pages=cache.value_pages, key_means=cache.key_means)
+
+
+def default_num_pages(model: Decoder, page_len: int, wanted: int) -> int:
+    """Return `wanted` pages, or as many as fit the memory that the device says is free, where it says so."""
+    device = next(iter(model.embed.embedding[...].devices()))
+    memory = device.memory_stats() or {}
+    if "bytes_limit" not in memory:
+        return wanted
+    free_bytes = _MEMORY_SHARE * (memory["bytes_limit"] - memory["bytes_in_use"])
+    spec, num_cuts = model.spec, 1
+    if model.mesh is not None:  # a device holds its share of the heads, and of the pages
+        num_cuts = model.mesh.shape[DATA_AXIS]
+        if kv_head_axis(model.mesh, spec.num_kv_heads) is not None:
+            num_cuts = model.mesh.size
+    # Keys and values of every token, and a mean key.
+    elements = spec.num_layers * spec.num_kv_heads * spec.head_dim * (2 * page_len + 1)
+    return min(wanted, int(num_cuts * free_bytes / (elements * jnp.dtype(model.dtype).itemsize)))
+
+
+def make_pools(model: Decoder, *, num_pages: int, page_len: int, num_page_groups: int) -> Pools:
+    """Make the pools where they will stay: a pool may be larger than half of what is free."""
+
+    def make() -> PagedCache:
+        return init_cache(
+            model.spec,
+            num_sequences=num_page_groups,  # tables come with each call
+            num_pages=num_pages,
+            max_len=1,
+            page_len=page_len,
+            dtype=model.dtype,
+            num_page_groups=num_page_groups,
+        )
+
+    if model.mesh is None:
+        return pools_of(jax.jit(make)())
+    places = cache_shardings(jax.eval_shape(make), model.mesh)
+    return pools_of(jax.jit(make, out_shardings=places)())

@@ -1,0 +1,207 @@
+"""Which trial runs where and when: queues, slots, admission by room, preemption. On the host, between device calls.
+
+Called by the engine. A trial is admitted when a slot of its attention is free and its prompt is in pages; pages follow
+as it grows. When they run out, the trial admitted last gives up its pages, waits at the front of its queue, and is
+computed anew from its prompt and the tokens it already has. The trial admitted first never waits, so all end.
+"""
+
+import itertools
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import jax
+import numpy as np
+
+from kinetics_jax.specs import AttentionSpec
+
+from ._pages import PageGroup, TrialPages
+from ._request import Request
+from ._stopping import RepetitionWatch
+
+
+@dataclass(kw_only=True, eq=False)
+class Trial:
+    """Hold a request on its way.
+
+    Attributes:
+        request: What was asked.
+        max_gen_len: Limit on its tokens, that of budget forcing included [tokens].
+        watch: Looks for loops in what it says, or None.
+        token_ids: Tokens drawn so far.
+        log_probs: Their log-probabilities, where they are kept.
+        time_s: Its share of the time so far [s].
+        num_preemptions: How often it lost its pages.
+    """
+
+    request: Request
+    max_gen_len: int
+    watch: RepetitionWatch | None = None
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    time_s: float = 0.0
+    num_preemptions: int = 0
+
+
+@dataclass(kw_only=True, eq=False)
+class Slot:
+    """Hold a running trial: a row of the batch.
+
+    Attributes:
+        trial: What runs.
+        pages: Its pages.
+        group: Whose pages those are.
+        order: Number of its admission; later ones are preempted first.
+        num_drawn: Its tokens that are drawn in this run; fewer than the trial has while it is computed anew.
+        closed: Whether the thought has ended, for budget forcing.
+    """
+
+    trial: Trial
+    pages: TrialPages
+    group: PageGroup
+    order: int
+    num_drawn: int = 0
+    closed: bool = False
+
+    @cached_property
+    def key_data(self) -> np.ndarray:
+        """Raw key of the trial."""
+        request = self.trial.request
+        return np.asarray(jax.random.key_data(jax.random.fold_in(request.key, request.trial)))
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.trial.request.prompt_ids)
+
+    @property
+    def cache_len(self) -> int:
+        """Tokens in the cache: all but the newest one drawn."""
+        return self.prompt_len + max(self.num_drawn - 1, 0)
+
+
+class Lane:
+    """Hold the slots and the queue of one attention spec; the first slots belong to the first page group.
+
+    Args:
+        attention: What its decode program reads.
+        num_slots: Rows of its batch, B.
+        groups: The page groups, which all lanes share.
+    """
+
+    def __init__(self, attention: AttentionSpec, *, num_slots: int, groups: Sequence[PageGroup]):
+        self.attention = attention
+        self.waiting: deque[Trial] = deque()
+        self.slots: list[Slot | None] = [None] * num_slots
+        self._groups = groups
+
+    @property
+    def running(self) -> Iterator[Slot]:
+        """The slots in use."""
+        return (slot for slot in self.slots if slot is not None)
+
+    def free_row(self, group: PageGroup) -> int | None:
+        """Return a row without a trial among those of a page group."""
+        per_group = len(self.slots) // len(self._groups)
+        first = self._groups.index(group) * per_group
+        return next((row for row in range(first, first + per_group) if self.slots[row] is None), None)
+
+
+class Scheduler:
+    """Move trials from queues to slots and back.
+
+    Args:
+        attentions: The attention specs, a lane each.
+        num_slots: Rows of each lane's batch.
+        groups: The page groups.
+        num_steps: Decode steps a call: pages are reserved so far ahead.
+    """
+
+    def __init__(
+        self, attentions: Sequence[AttentionSpec], *, num_slots: int, groups: Sequence[PageGroup], num_steps: int
+    ):
+        self.groups = groups
+        self.lanes = {spec: Lane(spec, num_slots=num_slots, groups=groups) for spec in attentions}
+        self.num_preemptions = 0
+        self._num_steps = num_steps
+        self._orders = itertools.count()
+        self._num_pending: Counter[tuple[int, ...]] = Counter()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no trial waits or runs."""
+        return not self._num_pending
+
+    @property
+    def num_running(self) -> int:
+        """Trials in slots."""
+        return sum(1 for lane in self.lanes.values() for _ in lane.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Trials in queues."""
+        return sum(len(lane.waiting) for lane in self.lanes.values())
+
+    def submit(self, trial: Trial) -> None:
+        """Queue a trial."""
+        self.lanes[trial.request.attention].waiting.append(trial)
+        self._num_pending[trial.request.prompt_ids] += 1
+
+    def admit(self) -> None:
+        """Fill free slots with trials whose prompts are in pages, and start the next prompt of each group."""
+        for group in self.groups:
+            for lane in self.lanes.values():
+                while lane.waiting and (row := lane.free_row(group)) is not None and self._admit_next(lane, group, row):
+                    pass
+
+    def reserve(self, lane: Lane) -> None:
+        """Give every running trial of a lane the pages of its next steps, oldest first; preempt the newest for it."""
+        for slot in sorted(lane.running, key=lambda slot: slot.order):
+            while slot in lane.slots and not slot.group.grow_trial(slot.pages, self._reserved_len(slot)):
+                if not slot.group.cancel_prompt():
+                    self._preempt_newest(slot.group)
+
+    def finish(self, lane: Lane, slot: Slot) -> None:
+        """Take a trial that has ended out of its slot."""
+        self._vacate(lane, slot)
+        prompt_ids = slot.trial.request.prompt_ids
+        self._num_pending[prompt_ids] -= 1
+        if not self._num_pending[prompt_ids]:
+            del self._num_pending[prompt_ids]
+            for group in self.groups:
+                group.drop_prompt(prompt_ids)
+
+    def _admit_next(self, lane: Lane, group: PageGroup, row: int) -> bool:
+        trial = lane.waiting[0]
+        prompt_ids = trial.request.prompt_ids
+        prompt = group.prompt(prompt_ids)
+        if prompt is None:
+            if group.filling is None:
+                group.start_prompt(prompt_ids)
+            return False
+        # A trial that was preempted waits until there is room for all it had, lest it be preempted again at once.
+        ahead = min(len(trial.token_ids) + self._num_steps, trial.max_gen_len)
+        pages = group.start_trial(prompt, len(prompt_ids) + ahead)
+        if pages is None:
+            return False
+        lane.waiting.popleft()
+        lane.slots[row] = Slot(trial=trial, pages=pages, group=group, order=next(self._orders))
+        return True
+
+    def _reserved_len(self, slot: Slot) -> int:
+        """Return the tokens that the cache may hold after the next call; a stopped row writes one place further."""
+        last = slot.prompt_len + slot.trial.max_gen_len
+        return min(slot.cache_len + self._num_steps, last)
+
+    def _preempt_newest(self, group: PageGroup) -> None:
+        running = [(slot, lane) for lane in self.lanes.values() for slot in lane.running if slot.group is group]
+        slot, lane = max(running, key=lambda each: each[0].order)
+        self._vacate(lane, slot)
+        slot.trial.num_preemptions += 1
+        self.num_preemptions += 1
+        lane.waiting.appendleft(slot.trial)
+
+    def _vacate(self, lane: Lane, slot: Slot) -> None:
+        slot.group.end_trial(slot.pages)
+        lane.slots[lane.slots.index(slot)] = None
