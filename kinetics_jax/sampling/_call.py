@@ -51,7 +51,8 @@ class Batch(NamedTuple):
         tail_to: Where it is copied to [B].
         prompt_lens: Tokens of the prompt [B].
         max_gen_lens: Limit on generated tokens [B].
-        trial_keys: Key data of each trial [B, 2].
+        problem_keys: Key data of each problem [B, 2].
+        trials: Number of each trial, folded into its problem's key [B].
         forced: Tokens to take instead of drawing, or `NO_TOKEN`; the first is a fresh row's first token [1 + T, B].
         closed: Whether the thought has ended, for budget forcing [B].
         seen: Packed bits, which tokens the prompt of a fresh row has, for the repetition penalty [B, V / 8 or 0].
@@ -67,7 +68,8 @@ class Batch(NamedTuple):
     tail_to: Int[np.ndarray, " B"]
     prompt_lens: Int[np.ndarray, " B"]
     max_gen_lens: Int[np.ndarray, " B"]
-    trial_keys: UInt32[np.ndarray, "B 2"]
+    problem_keys: UInt32[np.ndarray, "B 2"]
+    trials: Int[np.ndarray, " B"]
     forced: Int[np.ndarray, "steps B"]
     closed: Bool[np.ndarray, " B"]
     seen: UInt8[np.ndarray, "B bytes"]
@@ -129,7 +131,8 @@ class CallWriter:
             batch.page_table[row, : len(slot.pages.pages)] = slot.pages.pages
             batch.lengths[row], batch.active[row], batch.fresh[row] = slot.cache_len, True, is_fresh
             batch.prompt_lens[row], batch.max_gen_lens[row] = slot.prompt_len, slot.trial.max_gen_len
-            batch.trial_keys[row], batch.closed[row] = slot.key_data, slot.closed
+            batch.problem_keys[row], batch.trials[row] = slot.trial.key_data, slot.trial.request.trial
+            batch.closed[row] = slot.closed
             # What a preempted trial had said already is said again, not drawn.
             known = token_ids[slot.num_drawn : slot.num_drawn + self._num_steps + is_fresh]
             first = 0 if is_fresh else 1
@@ -160,7 +163,8 @@ class CallWriter:
             tail_to=np.full(num_rows, SCRATCH_PAGE, np.int32),
             prompt_lens=zeros(),
             max_gen_lens=zeros(),
-            trial_keys=np.zeros((num_rows, 2), np.uint32),
+            problem_keys=np.zeros((num_rows, 2), np.uint32),
+            trials=zeros(),
             forced=np.full((1 + self._num_steps, num_rows), NO_TOKEN, np.int32),
             closed=np.zeros(num_rows, bool),
             seen=np.zeros((num_rows, -(-self._num_remembered // 8)), np.uint8),

@@ -179,6 +179,11 @@ class Engine:
         for lane in self._scheduler.lanes.values():
             self._run_batch(lane, self._writer.batch([None] * len(lane.slots)))
 
+    def forget_prefixes(self) -> None:
+        """Free the pages of prompts that are kept for who might begin alike and that no trial reads now."""
+        for group in self._scheduler.groups:
+            group.forget_prefixes()
+
     def submit(self, request: Request) -> None:
         """Queue a trial.
 
@@ -209,7 +214,8 @@ class Engine:
         closing, rule = self._stopping.closing, self._stopping.repetition
         limit = request.max_gen_len if closing is None else min(request.max_gen_len, closing.max_gen_len)
         watch = None if rule is None else RepetitionWatch(rule)
-        self._scheduler.submit(Trial(request=request, max_gen_len=limit, watch=watch))
+        key_data = np.asarray(jax.random.key_data(request.key))
+        self._scheduler.submit(Trial(request=request, key_data=key_data, max_gen_len=limit, watch=watch))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Submit trials and yield each as it finishes, in no particular order.
@@ -307,7 +313,8 @@ class Engine:
         if slot.num_drawn < len(trial.token_ids):
             return None  # still computing anew what it had
         if trial.watch is not None:
-            num_kept = trial.watch.extend(trial.token_ids[trial.watch.num_tokens :])
+            num_kept = trial.watch.extend(trial.token_ids[trial.num_watched :])
+            trial.num_watched = len(trial.token_ids)
             if num_kept is not None:
                 del trial.token_ids[num_kept:], trial.log_probs[num_kept:]
                 return "repetition"

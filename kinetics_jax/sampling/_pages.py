@@ -109,6 +109,10 @@ class PageGroup:
         if prompt is not None:
             self.pool.release(prompt.pages)
 
+    def forget_prefixes(self) -> None:
+        """Free the pages that are known by their tokens alone."""
+        self._prefixes.evict(self.pool.num_held)
+
     def start_trial(self, prompt: Prompt, length: int) -> TrialPages | None:
         """Return pages for a trial of up to `length` tokens, prompt included; None if there is no room."""
         num_shared = len(prompt.token_ids) // self.page_len

@@ -107,7 +107,8 @@ class Programs:
         self.num_compilations[f"decode {attention}"] += 1
         model: Decoder = jax.tree.unflatten(self._structure, weights)
         num_rows = batch.lengths.shape[0]
-        trial_keys = jax.random.wrap_key_data(jnp.asarray(batch.trial_keys))
+        problem_keys = jax.random.wrap_key_data(jnp.asarray(batch.problem_keys))
+        trial_keys = jax.vmap(jax.random.fold_in)(problem_keys, jnp.asarray(batch.trials))
         state = _Loop(
             step=jnp.asarray(0, jnp.int32),
             cache=self._cache(pools, batch.page_table, batch.lengths),

@@ -3,12 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import jax
 from jaxtyping import PRNGKeyArray
 
 from kinetics_jax.specs import AttentionSpec, Dense
 
 FinishReason = Literal["eos", "length", "repetition", "time"]
 """A stop token, the limit on tokens, a loop of the same words, the limit on seconds."""
+
+_KEY_IMPL = "threefry2x32"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,7 +28,8 @@ class Request:
         tag: Whatever the caller wants to find again in the completion, a problem's id say.
 
     Raises:
-        ValueError: If the prompt is empty, or a count is out of range.
+        ValueError: If the prompt is empty, a count is out of range, or the key is of another kind than
+            `jax.random.key(seed)` gives.
     """
 
     prompt_ids: tuple[int, ...]
@@ -41,6 +45,10 @@ class Request:
         if self.trial < 0 or self.max_gen_len < 1:
             raise ValueError(
                 f"trial must be at least 0 and max_gen_len at least 1; got {self.trial} and {self.max_gen_len}"
+            )
+        if jax.random.key_impl(self.key) != _KEY_IMPL:
+            raise ValueError(
+                f"key must be one of {_KEY_IMPL}; got {jax.random.key_impl(self.key)}. Use jax.random.key(seed)"
             )
 
 

@@ -9,10 +9,9 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
-import jax
 import numpy as np
+from jaxtyping import UInt32
 
 from kinetics_jax.specs import AttentionSpec
 
@@ -27,8 +26,10 @@ class Trial:
 
     Attributes:
         request: What was asked.
+        key_data: Raw key of its problem.
         max_gen_len: Limit on its tokens, that of budget forcing included [tokens].
         watch: Looks for loops in what it says, or None.
+        num_watched: Tokens that it has looked at.
         token_ids: Tokens drawn so far.
         log_probs: Their log-probabilities, where they are kept.
         time_s: Its share of the time so far [s].
@@ -36,8 +37,10 @@ class Trial:
     """
 
     request: Request
+    key_data: UInt32[np.ndarray, " 2"]
     max_gen_len: int
     watch: RepetitionWatch | None = None
+    num_watched: int = 0
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     time_s: float = 0.0
@@ -63,12 +66,6 @@ class Slot:
     order: int
     num_drawn: int = 0
     closed: bool = False
-
-    @cached_property
-    def key_data(self) -> np.ndarray:
-        """Raw key of the trial."""
-        request = self.trial.request
-        return np.asarray(jax.random.key_data(jax.random.fold_in(request.key, request.trial)))
 
     @property
     def prompt_len(self) -> int:
