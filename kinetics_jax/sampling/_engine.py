@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -119,7 +118,8 @@ class Engine:
             )
         self._max_pages = -(-self._max_len // self._page_len)
         if num_pages is None:
-            wanted = num_groups + len(attentions) * num_slots * self._max_pages
+            # Beside the slots: a scratch page a group, and the tail of a prompt that a lone trial copies.
+            wanted = 2 * num_groups + len(attentions) * num_slots * self._max_pages
             num_pages = default_num_pages(model, self._page_len, wanted)
         per_group = num_pages // num_groups
         if per_group < 2:
@@ -148,7 +148,7 @@ class Engine:
         self._pools = make_pools(
             model, num_pages=num_groups * per_group, page_len=self._page_len, num_page_groups=num_groups
         )
-        self._seen = {each: jnp.zeros((num_slots, remembered), bool) for each in attentions}
+        self._seen = {each: self._place_rows(np.zeros((num_slots, remembered), bool)) for each in attentions}
         self._num_tokens = self._num_replayed = self._num_prompt_tokens = 0
         self._decode_s = self._prefill_s = 0.0
 
@@ -342,12 +342,16 @@ class Engine:
         """Cut the rows over the data axis; `forced` has them last."""
         if self._mesh is None:
             return arrays
-        rows = NamedSharding(self._mesh, PartitionSpec(DATA_AXIS))
-        placed = {name: jax.device_put(value, rows) for name, value in arrays._asdict().items() if name != "forced"}
+        placed = {name: self._place_rows(value) for name, value in arrays._asdict().items() if name != "forced"}
         if "forced" in arrays._fields:
             columns = NamedSharding(self._mesh, PartitionSpec(None, DATA_AXIS))
             placed["forced"] = jax.device_put(arrays.forced, columns)
         return type(arrays)(**placed)
+
+    def _place_rows(self, array: np.ndarray) -> jax.Array:
+        return jax.device_put(
+            array, None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec(DATA_AXIS))
+        )
 
     def _table_widths(self) -> list[int]:
         """Return the widths of page tables that later chunks of a prompt read: few, so that few programs compile."""

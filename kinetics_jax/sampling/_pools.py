@@ -1,5 +1,6 @@
 """The page pools of an engine: how large, and where they lie. They stay on the device from call to call."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -63,7 +64,12 @@ def make_pools(model: Decoder, *, num_pages: int, page_len: int, num_page_groups
             num_page_groups=num_page_groups,
         )
 
-    if model.mesh is None:
-        return pools_of(jax.jit(make)())
-    places = cache_shardings(jax.eval_shape(make), model.mesh)
-    return pools_of(jax.jit(make, out_shardings=places)())
+    places = None if model.mesh is None else pool_shardings(model, num_page_groups)
+    return jax.jit(lambda: pools_of(make()), out_shardings=places)()
+
+
+def pool_shardings(model: Decoder, num_page_groups: int) -> Pools:
+    """Return where the pools of a decoder on a mesh lie."""
+    make = partial(init_cache, model.spec, num_sequences=num_page_groups, num_pages=num_page_groups, max_len=1)
+    assert model.mesh is not None
+    return pools_of(cache_shardings(jax.eval_shape(partial(make, num_page_groups=num_page_groups)), model.mesh))

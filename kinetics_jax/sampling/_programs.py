@@ -10,14 +10,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from kinetics_jax.attention import PagedCache, copy_pages
+from kinetics_jax.attention import DATA_AXIS, PagedCache, copy_pages
 from kinetics_jax.models import Decoder
 from kinetics_jax.specs import AttentionSpec, SamplingSpec
 
 from ._call import NO_TOKEN, Batch, Drawn, PromptChunk
-from ._pools import Pools, pools_of
+from ._pools import Pools, pool_shardings, pools_of
 from ._stopping import BudgetForcing, forced_token, thought_closed
 from ._token import sample_token, token_log_probs
 
@@ -61,8 +62,17 @@ class Programs:
         self._stop_ids, self._num_steps, self._num_page_groups = stop_ids, num_steps, num_page_groups
         # Flattened once: an NNX model of 400 leaves takes longer to flatten than a decode step to launch.
         self._weights, self._structure = jax.tree.flatten(model)
-        self._prefill = jax.jit(self._run_prefill, static_argnames="is_first", donate_argnames="pools")
-        self._decode = jax.jit(self._run_decode, static_argnames="attention", donate_argnames=("pools", "seen"))
+        prefilled, decoded = None, None
+        if model.mesh is not None:  # what goes back in must lie where it lay, else the next call compiles anew
+            pools = pool_shardings(model, num_page_groups)
+            rows, whole = (NamedSharding(model.mesh, PartitionSpec(*axes)) for axes in ((DATA_AXIS,), ()))
+            prefilled, decoded = (pools, whole), (pools, rows, whole)
+        self._prefill = jax.jit(
+            self._run_prefill, static_argnames="is_first", donate_argnames="pools", out_shardings=prefilled
+        )
+        self._decode = jax.jit(
+            self._run_decode, static_argnames="attention", donate_argnames=("pools", "seen"), out_shardings=decoded
+        )
 
     def prefill(self, pools: Pools, chunk: PromptChunk, *, is_first: bool) -> tuple[Pools, Float[Array, "G D"]]:
         """Write a chunk of each group's prompt into its pages.

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from checkpoints_conversion import convert_checkpoint, save_checkpoint
 from kinetics_jax.attention import PagedCache, cache_shardings, init_shared_cache, write_prompt
 from kinetics_jax.models import Decoder, load_model, shard_decoder
-from kinetics_jax.sampling import generate
+from kinetics_jax.sampling import Engine, Request, Stopping, generate
 from kinetics_jax.specs import BlockTopK, ModelSpec, SamplingSpec
 from tests.kernels import sharded_decodes
 from tests.models.tiny_models import TINY, random_decoder
@@ -111,6 +111,31 @@ def check_generation() -> dict[str, Any]:
     return {"same": same, "gathered": largest_gathered(compiled)}
 
 
+def check_engine() -> dict[str, Any]:
+    """Run the engine with its slots and pages over "data" and KV heads over "model": the same trials, as many programs."""
+    model = random_decoder(TIED)
+    said, num_compilations = [], []
+    for place in (model, shard_decoder(model, jax.make_mesh((2, 4), ("data", "model")))):
+        engine = Engine(
+            place,
+            attentions=(ATTENTION,),
+            stopping=Stopping(stop_ids=(31,)),
+            num_slots=4,
+            max_len=24,
+            num_pages=24,  # a dozen for each place: too few for four long trials
+            num_steps=2,
+            chunk_len=12,
+        )
+        requests = [
+            Request(prompt_ids=tuple(prompt), key=KEY, trial=trial, max_gen_len=12, attention=ATTENTION, tag=at)
+            for at, prompt in enumerate(TOKEN_IDS[:4].tolist())
+            for trial in range(3)
+        ]
+        said.append({(each.request.tag, each.request.trial): each.token_ids for each in engine.run(requests)})
+        num_compilations.append(engine.stats.num_compilations)
+    return {"same": said[0] == said[1], "num_trials": len(said[0]), "num_compilations": num_compilations}
+
+
 def check_load(folder: Path) -> dict[str, Any]:
     """Load a converted model onto a mesh: the same leaves in the same places as when it is sharded in memory."""
     model = random_decoder(TIED)
@@ -137,6 +162,7 @@ def difference(left: Any, right: Any) -> float:
 if __name__ == "__main__":
     found: dict[str, Any] = {name: check_logits(name) for name in MODELS}
     found["generation"] = check_generation()
+    found["engine"] = check_engine()
     with tempfile.TemporaryDirectory() as folder:
         found["load"] = check_load(Path(folder))
     found["heads"], found["sequence"] = sharded_decodes.check_heads(), sharded_decodes.check_sequence()

@@ -146,7 +146,7 @@ def test_cache_lies_where_the_heads_that_read_it_lie():
 
 def test_eight_devices_say_what_one_says():
     """Forward and decode steps on three meshes, generation over problems, and a converted model loaded onto a mesh."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # 0 compiles soonest
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-m", "tests.models.sharded_checks"],
         cwd=ROOT,
@@ -166,6 +166,7 @@ def test_eight_devices_say_what_one_says():
         assert max(case["gathered"].values()) < case["pool"], f"{name}: a decode step gathers the cache"
     assert found["generation"]["same"]
     assert found["generation"]["gathered"] < 100, "the loop gathers the cache"
+    assert found["engine"] == {"same": True, "num_trials": 12, "num_compilations": [2, 2]}
     assert found["load"] == {"same": True, "mesh": True}
     assert found["heads"] == {"difference": 0.0, "collectives": []}
     assert found["sequence"]["communicates"]
