@@ -83,6 +83,8 @@ def write_shards(folder: Path, num_rows: int, num_tokens: int) -> None:
         "sampling": "greedy",
         "max_gen_len": MAX_GEN_LEN,
         "time_s": 0.5,
+        "task_revision": None,
+        "task_licence": None,
     }
     folder.mkdir(parents=True)
     for model in MODEL_NAMES:

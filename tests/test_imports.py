@@ -43,6 +43,7 @@ OPTIONAL = (
     "gguf",
     "jinja2",
     "math_verify",
+    "reasoning_gym",
     "ray",
     "beartype",
     "pytest",

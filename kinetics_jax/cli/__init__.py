@@ -8,8 +8,10 @@ from . import demo as demo
 from . import export as export
 from . import figures as figures
 from . import frontier as frontier
+from . import grade as grade
 from . import iso_cost as iso_cost
 from . import sample as sample
+from . import tasks as tasks
 from . import traces as traces
 from . import train as train
 from . import verify as verify

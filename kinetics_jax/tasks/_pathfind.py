@@ -39,18 +39,27 @@ class Pathfind:
     """
 
     name: str = "pathfind"
+    revision: str = "1"
+    licence: str = "Apache-2.0"
     vocabulary: tuple[str, ...] = VOCABULARY
     pad_id: int = PAD
     bos_id: int = BOS
     eos_id: int = EOS
     max_gen_len: int = 256
 
-    def problems(self, num_problems: int, *, split: str = "held_out") -> list[Problem]:
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The token that ends an answer."""
+        return (self.eos_id,)
+
+    def problems(self, num_problems: int | None = None, *, split: str = "held_out") -> list[Problem]:
         """Return the first `num_problems` of a split ("held_out" by default), depths in turn.
 
         Raises:
-            ValueError: If the number is below one or the split unknown.
+            ValueError: If the number is missing or below one, or the split unknown.
         """
+        if num_problems is None:
+            raise ValueError("pathfind never runs out of problems: say how many")
         if num_problems < 1:
             raise ValueError(f"num_problems must be at least 1; got {num_problems}")
         depths = [DEPTHS[index % len(DEPTHS)] for index in range(num_problems)]

@@ -6,6 +6,7 @@ elsewhere.
 
 from ._compact import compact as compact
 from ._compact import write_traces as write_traces
+from ._files import trace_files as trace_files
 from ._inspect import TraceSummary as TraceSummary
 from ._inspect import inspect_traces as inspect_traces
 from ._paper import import_paper_traces as import_paper_traces
@@ -15,6 +16,7 @@ from ._paper_report import PaperIssue as PaperIssue
 from ._paper_report import PaperReport as PaperReport
 from ._read_tables import read_tables as read_tables
 from ._reader import read_traces as read_traces
+from ._rewrite import rewrite_traces as rewrite_traces
 from ._schema import FINISH_REASONS as FINISH_REASONS
 from ._schema import SCHEMA_VERSION as SCHEMA_VERSION
 from ._schema import Trace as Trace

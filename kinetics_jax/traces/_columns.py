@@ -16,6 +16,7 @@ from ._files import SCHEMA, iter_traces, list_files, read_parquet
 from ._jsonl import complete_lines, parse_lines
 from ._runs import RUN_FIELDS, Settings, changed_run
 from ._schema import (
+    ADDED_IN_3,
     FIELDS,
     FINISH_REASONS,
     KNOWN_VERSIONS,
@@ -27,7 +28,7 @@ from ._schema import (
 )
 
 _BLOCK_LEN = 1 << 20
-_NULLABLE = ("seed", "prompt_ids", "output_ids", "answer", "score", "solved_len", "time_s")
+_NULLABLE = ("seed", "prompt_ids", "output_ids", "answer", "score", "solved_len", "time_s", *ADDED_IN_3)
 _CHECKED = tuple(name for name in FIELDS if name not in (*LEN_OF, "answer"))
 """Columns that every read checks: all but the long ones."""
 
@@ -110,9 +111,7 @@ def _parse_with_arrow(data: bytes) -> pa.Table | None:
     # It skips blank lines, and takes several objects on one line and one object on several.
     if not table.num_rows == data.count(b"\n") == data.count(b"}\n"):
         return None
-    # It takes a missing field for null. No text can hold these bytes: its quotes would have backslashes before them.
-    nullable = [name for name in _NULLABLE if table[name].null_count]
-    if any(data.count(f'"{name}":'.encode()) != table.num_rows for name in nullable):
+    if not _are_fields_given(table, data):
         return None
     is_old = pc.call_function("equal", [table["schema_version"], pa.scalar(1, pa.int8())])
     for name, len_name in LEN_OF.items():
@@ -123,6 +122,21 @@ def _parse_with_arrow(data: bytes) -> pa.Table | None:
         filled = pc.call_function("coalesce", [table[len_name], counted])
         table = table.set_column(table.column_names.index(len_name), SCHEMA.field(len_name), filled)
     return table
+
+
+def _are_fields_given(table: pa.Table, data: bytes) -> bool:
+    """Say whether nullable fields are there in every line whose version has them, and in no other.
+
+    Arrow takes a missing field for null. No text can hold these bytes: its quotes would have backslashes before them.
+    """
+    has_all = table["schema_version"].to_numpy() >= 3
+    for name in _NULLABLE:
+        num_wanted = int(has_all.sum()) if name in ADDED_IN_3 else table.num_rows
+        if table[name].null_count and data.count(f'"{name}":'.encode()) != num_wanted:
+            return False
+        if name in ADDED_IN_3 and (table[name].is_valid().to_numpy() & ~has_all).any():
+            return False
+    return True
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -151,7 +165,7 @@ def _is_valid(table: pa.Table) -> bool:
 
 
 def _are_texts_valid(table: pa.Table) -> bool:
-    for name in TEXT_FIELDS:
+    for name in (*TEXT_FIELDS, *ADDED_IN_3):
         texts = table[name].unique().to_pylist()
         if "" in texts:
             return False

@@ -60,7 +60,7 @@ def _pack(read: Callable[[], pa.Table], target: str | os.PathLike[str], way_out:
     table = read()
     _require_unique(table, way_out)
     table = table.sort_by([(name, "ascending") for name in _ORDER])
-    _write(_narrow(table), target)
+    write_parquet(table, target)
     return table.num_rows
 
 
@@ -83,7 +83,13 @@ def _narrow(table: pa.Table) -> pa.Table:
     return table.select(FIELDS)
 
 
-def _write(table: pa.Table, target: Path) -> None:
+def write_parquet(table: pa.Table, target: Path) -> None:
+    """Write the columns of traces beside the target, flush them, and rename.
+
+    Raises:
+        OSError: If the target cannot be written.
+    """
+    table = _narrow(table)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Not by tempfile: it makes files that nobody else may read.

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from ._jsonl import Row, complete_lines, line_rows, require_trace
 from ._runs import Settings, require_same_settings, settings_of
-from ._schema import FIELDS, KNOWN_VERSIONS, SCHEMA_VERSION, Trace, trace_from_row
+from ._schema import ADDED_IN_3, FIELDS, FIELDS_OF_2, KNOWN_VERSIONS, SCHEMA_VERSION, Trace, trace_from_row
 
 Source = str | os.PathLike[str]
 
@@ -29,7 +29,7 @@ _TYPES = {
     "time_s": pa.float64(),
 }
 SCHEMA = pa.schema([pa.field(name, _TYPES.get(name, pa.string())) for name in FIELDS])
-"""Columns of a Parquet file: the fields of a trace. Version 1 had the same, the lengths included."""
+"""Columns of a Parquet file: the fields of a trace, the lengths included in every version."""
 
 
 def trace_files(source: Source | Sequence[Source]) -> list[Path]:
@@ -83,7 +83,7 @@ def iter_rows(path: Path) -> Iterator[Row]:
                 if row["schema_version"] in KNOWN_VERSIONS:
                     row["schema_version"] = SCHEMA_VERSION
                 try:
-                    yield number, trace_from_row(row)
+                    yield number, trace_from_row({**dict.fromkeys(ADDED_IN_3), **row})
                 except (TypeError, ValueError) as error:
                     yield number, error
 
@@ -108,10 +108,15 @@ def iter_traces(path: Path, runs: dict[str, Settings]) -> Iterator[Trace]:
 def read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
     """Return columns of a Parquet file, unchecked but for their names and types."""
     with _open_parquet(path) as file:
+        stored = [name for name in columns if name in file.schema_arrow.names]
         try:
-            table = file.read(columns=list(columns), use_threads=True).select(columns)
+            table = file.read(columns=stored, use_threads=True).select(stored)
         except (pa.ArrowException, OSError) as error:
             raise _broken(path, error) from error
+    for name in columns:
+        if name not in stored:  # a file of an older version
+            table = table.append_column(SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type))
+    table = table.select(columns)
     try:
         return table.cast(pa.schema([SCHEMA.field(name) for name in columns]))  # token ids are stored in fewer bytes
     except pa.ArrowException as error:
@@ -123,7 +128,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise _broken(path, error) from error
-    missing = [name for name in FIELDS if name not in file.schema_arrow.names]
+    missing = [name for name in FIELDS_OF_2 if name not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"{path}: not a table of traces; missing columns {', '.join(missing)}")
     return file
@@ -131,7 +136,8 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 def _batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
     try:
-        yield from file.iter_batches(batch_size=4096, columns=list(FIELDS))
+        stored = [name for name in FIELDS if name in file.schema_arrow.names]
+        yield from file.iter_batches(batch_size=256, columns=stored)
     except (pa.ArrowException, OSError) as error:
         raise _broken(path, error) from error
 

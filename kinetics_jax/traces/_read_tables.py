@@ -13,7 +13,7 @@ from ._table import TraceTable
 _GROUP = ("task", "model", "attention")
 _CONSTANT = ("weights_hash", "sampling", "max_gen_len")
 _NUMBERS = ("difficulty", "trial", "max_gen_len", "prompt_len", "gen_len")
-_TEXTS = (*_GROUP, "weights_hash", "sampling", "run", "problem")
+_TEXTS = (*_GROUP, "weights_hash", "sampling", "task_revision", "run", "problem")
 _COLUMNS = ("solved_len", *_NUMBERS, *_TEXTS)
 
 
@@ -34,7 +34,7 @@ def read_tables(source: Source | Sequence[Source], *, answers: bool = False) -> 
         FileNotFoundError: If a path does not exist.
         ValueError: If there is no trace, a row is not valid, a run changes its settings, a trial occurs twice, a
             problem changes its difficulty or prompt length, or one configuration was recorded with several weights,
-            samplings or limits.
+            samplings, limits or revisions of the task.
     """
     files = trace_files(source)
     table = read_columns(files, (*_COLUMNS, "answer") if answers else _COLUMNS)
@@ -61,6 +61,7 @@ def _build(rows: dict[str, np.ndarray], names: dict[str, np.ndarray], files: Seq
             values = np.unique(rows[name])
             shown = [str(names[name][value]) if name in names else int(value) for value in values]
             raise ValueError(f"{name} must be one for {where}; got {shown}. Read these runs apart from each other.")
+    _require_one_revision(rows["task_revision"], names["task_revision"], where)
     problem_ids, q = np.unique(rows["problem"], return_inverse=True)
     trial_ids, r = np.unique(joint_rank(rows["run"], rows["trial"]), return_inverse=True)
     shape = len(problem_ids), len(trial_ids)
@@ -101,6 +102,16 @@ def _build(rows: dict[str, np.ndarray], names: dict[str, np.ndarray], files: Seq
         sampling=str(names["sampling"][rows["sampling"][0]]),
         answer=answer,
     )
+
+
+def _require_one_revision(rank: np.ndarray, revisions: np.ndarray, where: str) -> None:
+    """Refuse scores of several graders or versions of the problems; rows that tell none (-1) go with any."""
+    known = np.unique(rank[rank >= 0])
+    if len(known) > 1:
+        raise ValueError(
+            f"task_revision must be one for {where}; got {[str(name) for name in revisions[known]]}. "
+            "Grade them anew with one version (kinetics grade), or read these runs apart from each other."
+        )
 
 
 def _number_within(group: np.ndarray, rank: np.ndarray) -> np.ndarray:

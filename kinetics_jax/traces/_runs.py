@@ -1,4 +1,7 @@
-"""A run has one model, task, attention, sampling, limit and seed; whoever reads or writes rows holds it to that."""
+"""A run has one model, task, attention, sampling, limit and seed; whoever reads or writes rows holds it to that.
+
+The revision of a task is one of these settings where it is known: rows from before it was recorded go with any.
+"""
 
 from collections.abc import Iterable
 
@@ -6,7 +9,7 @@ import pyarrow as pa
 
 from ._schema import Trace
 
-RUN_FIELDS = ("model", "weights_hash", "task", "attention", "sampling", "max_gen_len", "seed")
+RUN_FIELDS = ("model", "weights_hash", "task", "attention", "sampling", "max_gen_len", "seed", "task_revision")
 Settings = tuple[object, ...]
 
 
@@ -17,10 +20,14 @@ def settings_of(trace: Trace) -> Settings:
 
 def require_same_settings(run: str, was: Settings, now: Settings) -> None:
     """Raise ValueError, naming what changed, if the settings of a run differ."""
-    if was != now:
-        changes = ", ".join(
-            f"{name} {old!r} became {new!r}" for name, old, new in zip(RUN_FIELDS, was, now, strict=True) if old != new
-        )
+    if was == now:
+        return
+    changes = ", ".join(
+        f"{name} {old!r} became {new!r}"
+        for name, old, new in zip(RUN_FIELDS, was, now, strict=True)
+        if old != new and not (name == "task_revision" and None in (old, new))
+    )
+    if changes:
         raise ValueError(f"run {run!r} changed: {changes}. Give the new run another name.")
 
 

@@ -1,7 +1,8 @@
 """One trial as a row: its fields, what makes a row valid, and its JSON form. Everything else in the room uses it.
 
 Rows of older versions are read as if written today, so a `Trace` always has the newest version:
-1 had token ids always, and their numbers were no fields of a line; it knew no finish reason "unknown".
+1 had token ids always, and their numbers were no fields of a line; it knew no finish reason "unknown";
+2 told neither revision nor licence of the task, and knew no finish reason "time".
 """
 
 import json
@@ -12,15 +13,18 @@ from typing import Any, NoReturn
 
 from kinetics_jax.specs import parse_attention
 
-SCHEMA_VERSION = 2
-KNOWN_VERSIONS = (1, 2)
-FINISH_REASONS = ("eos", "length", "repetition", "unknown")
+SCHEMA_VERSION = 3
+KNOWN_VERSIONS = (1, 2, 3)
+FINISH_REASONS = ("eos", "length", "repetition", "time", "unknown")
 LEN_OF = {"prompt_ids": "prompt_len", "output_ids": "gen_len"}
 """Which field counts which token ids. Version 1 leaves the counts out of its lines."""
+ADDED_IN_3 = ("task_revision", "task_licence")
+"""Fields that older rows lack; null in them."""
 _COUNT_IDS = -1
 _MAX_INT32 = 2**31 - 1
 _MAX_INT64 = 2**63 - 1
 TEXT_FIELDS = ("run", "model", "weights_hash", "task", "problem", "attention", "sampling", "finish_reason")
+OPTIONAL_TEXT_FIELDS = ("answer", *ADDED_IN_3)
 _COUNT_FIELDS = ("difficulty", "trial", "max_gen_len")
 
 KEY = ("run", "problem", "trial")
@@ -49,11 +53,13 @@ class Trace:
         output_ids: Token ids generated, the end-of-sequence token included; None likewise.
         prompt_len: Tokens of the prompt; counted from `prompt_ids` unless given.
         gen_len: Tokens generated; counted from `output_ids` unless given.
-        finish_reason: Why sampling stopped: "eos", "length", "repetition", or "unknown".
+        finish_reason: Why sampling stopped: "eos", "length", "repetition", "time" (a limit on wall time), or "unknown".
         answer: The final answer as text, or None if there is none.
         score: 1.0 right, 0.0 wrong, None ungradable.
         solved_len: Generated tokens after which the final, right answer stands; None unless right.
         time_s: Wall time of the trial [s]; a batch's time is split over its trials. None if it was not measured.
+        task_revision: Version of the task's problems and grader that the score is from; None if nobody knows it.
+        task_licence: Licence of the problems; None likewise.
 
     Raises:
         TypeError: If a field has another type; NumPy integers are not Python's.
@@ -81,6 +87,8 @@ class Trace:
     score: float | None
     solved_len: int | None
     time_s: float | None
+    task_revision: str | None = None
+    task_licence: str | None = None
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -123,7 +131,8 @@ class Trace:
 
 
 FIELDS = tuple(field.name for field in fields(Trace))
-FIELDS_OF = {1: tuple(name for name in FIELDS if name not in LEN_OF.values()), 2: FIELDS}
+FIELDS_OF_2 = tuple(name for name in FIELDS if name not in ADDED_IN_3)
+FIELDS_OF = {1: tuple(name for name in FIELDS_OF_2 if name not in LEN_OF.values()), 2: FIELDS_OF_2, 3: FIELDS}
 """Fields of a JSON line by its version."""
 
 
@@ -165,7 +174,7 @@ def trace_from_row(row: dict[str, Any]) -> Trace:
     unknown = [name for name in row if name not in FIELDS_OF[version]]
     if missing or unknown:
         raise ValueError(f"not the fields of a trace: missing {missing or 'none'}, unknown {unknown or 'none'}")
-    values: dict[str, Any] = {**row, "schema_version": SCHEMA_VERSION}
+    values: dict[str, Any] = {**dict.fromkeys(ADDED_IN_3), **row, "schema_version": SCHEMA_VERSION}
     for name, len_name in LEN_OF.items():
         if isinstance(values[name], list):
             values[name] = tuple(values[name])
@@ -187,7 +196,7 @@ def _refuse_constant(text: str) -> NoReturn:
 
 def _check_types(values: dict[str, Any]) -> None:
     """Raise TypeError for the first field of a wrong type, ValueError for a text that cannot be stored."""
-    for name in (*TEXT_FIELDS, *(("answer",) if values["answer"] is not None else ())):
+    for name in (*TEXT_FIELDS, *(name for name in OPTIONAL_TEXT_FIELDS if values[name] is not None)):
         if not isinstance(values[name], str):
             raise TypeError(f"{name} must be text; got {values[name]!r}")
         if not values[name] and name != "answer":
@@ -200,7 +209,7 @@ def _check_types(values: dict[str, Any]) -> None:
             raise TypeError(f"{name} must be a Python int; got {values[name]!r}. Use int(...) or array.tolist().")
     for name in LEN_OF:
         ids = values[name]
-        if ids is not None and (not isinstance(ids, tuple) or any(type(token) is not int for token in ids)):
+        if ids is not None and not (isinstance(ids, tuple) and set(map(type, ids)) <= {int}):
             raise TypeError(f"{name} must be a tuple of Python ints. Use tuple(array.tolist()).")
     for name in ("score", "time_s"):
         value = values[name]

@@ -46,7 +46,7 @@ class TraceWriter:
         """Bytes of a torn last line that were removed when the shard was opened."""
         self._keys: set[TraceKey] = set()
         self._runs: dict[str, Settings] = {}
-        self._file: int | None = _open_locked(self.path)
+        self._file: int | None = open_locked(self.path)
         try:
             self._end = self._recover(self._file)
         except BaseException:
@@ -142,8 +142,12 @@ class TraceWriter:
         ) from error
 
 
-def _open_locked(path: Path) -> int:
-    """Open the shard for appending under an exclusive lock, which the kernel drops when its process ends."""
+def open_locked(path: Path) -> int:
+    """Open the shard for appending under an exclusive lock, which the kernel drops when its process ends.
+
+    Raises:
+        OSError: If it cannot be opened or locked, or another writer holds it.
+    """
     import fcntl  # POSIX only; reading traces works elsewhere, too
 
     try:
@@ -158,6 +162,8 @@ def _open_locked(path: Path) -> int:
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file), path.stat()):  # replaced by `rewrite_traces` before the lock was ours
+            raise OSError(errno.EAGAIN, "replaced")
         if is_new:
             flush_folder(path.parent)
     except OSError as error:

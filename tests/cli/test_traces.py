@@ -115,7 +115,7 @@ def test_brackets_in_a_name_are_no_markup(kinetics, shard: Path):
     [
         ("missing", None, "there is no such file or folder"),
         ("empty", None, "wanted .jsonl or .parquet files, found none"),
-        ("version.jsonl", '{"schema_version": 9}\n', "line 1: schema_version must be one of 1, 2; got 9"),
+        ("version.jsonl", '{"schema_version": 9}\n', "line 1: schema_version must be one of 1, 2, 3; got 9"),
         ("prose.jsonl", "Dear reader,\n", "line 1: not a line of JSON"),
         ("image.parquet", "\x89PNG", "not a readable Parquet file"),
         ("score.jsonl", None, "missing ['score']"),

@@ -1,13 +1,28 @@
-"""One compiled batch of questions with their reference thoughts, shared by the tests of this folder."""
+"""Shared by the tests of this folder: one compiled batch of questions with reference thoughts, and two sandboxes."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kinetics_jax.tasks import DEPTHS, PathfindBatch, reference_thoughts, sample_questions
+from kinetics_jax.tasks import (
+    DEPTHS,
+    Judge,
+    Limits,
+    NoIsolationError,
+    OutputTests,
+    PathfindBatch,
+    Sandbox,
+    reference_thoughts,
+    require_isolation,
+    sample_questions,
+)
+from kinetics_jax.tasks._sandbox import Isolation
 
 BATCH_SIZE = 96
 WHOLE_LEN = 1400
@@ -28,3 +43,53 @@ def draw() -> Callable[[jax.Array], tuple[PathfindBatch, np.ndarray, np.ndarray]
         return questions, whole, cut
 
     return lambda key: jax.device_get(questions_and_thoughts(key))
+
+
+SMALL_LIMITS = Limits(
+    cpu_s=3.0, wall_s=20.0, memory_bytes=192 << 20, output_bytes=1 << 20, temp_bytes=2 << 20, num_threads=8
+)
+
+
+def may_make_namespaces() -> bool:
+    """Say whether this is root with the capability for it (number 21), on a Linux that is new enough."""
+    if sys.platform != "linux" or tuple(map(int, os.uname().release.split(".")[:2])) < (5, 12):
+        return False
+    held = int(Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16)
+    return os.geteuid() == 0 and bool(held >> 21 & 1)
+
+
+@pytest.fixture(scope="session")
+def isolation() -> Isolation:
+    """How this machine isolates programs; where it does not, what is tested is that it refuses them."""
+    try:
+        return require_isolation()
+    except NoIsolationError as error:
+        if may_make_namespaces():
+            pytest.fail(f"this machine could isolate programs: {error}")
+        with pytest.raises(NoIsolationError, match="unsafe_no_isolation=True"):
+            Judge().judge("print(1)", OutputTests(pairs=(("", "1"),)))
+        pytest.skip("nothing isolates programs here; the refusal was asserted")
+
+
+@pytest.fixture(scope="session")
+def whole(isolation: Isolation) -> Iterator[Sandbox]:
+    """A whole sandbox, shared: each test proves again that the ones before did it no harm."""
+    with Sandbox(isolation=isolation, limits=SMALL_LIMITS) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session")
+def bare(isolation: Isolation) -> Iterator[Sandbox]:
+    """Namespaces, limits and no capabilities, but every system call."""
+    with Sandbox(isolation=isolation, limits=SMALL_LIMITS, filter_calls=False) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(params=["whole", "bare"])
+def either(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """Each of the two in turn; after the test it must still work."""
+    sandbox: Sandbox = request.getfixturevalue(request.param)
+    yield sandbox
+    run = sandbox.run("print(input())", "alive")
+    assert (run.outcome, run.output) == ("ok", "alive\n"), "the attack broke the sandbox"
+    sandbox.reset()

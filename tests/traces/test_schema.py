@@ -5,9 +5,11 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from kinetics_jax.traces import TraceWriter, read_tables, read_traces
+from kinetics_jax.traces import TraceWriter, compact, read_tables, read_traces, verify_traces
 from kinetics_jax.traces._schema import trace_from_json, trace_from_row, trace_to_json
 
 
@@ -48,10 +50,43 @@ def test_a_line_of_version_1_is_read_as_the_same_trace(make_trace, tmp_path):
         trace_from_json(line.replace("[1,2,3,63]", "null"))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_parquet_file_of_an_older_version_is_read_as_the_same_traces(traces, tmp_path, version):
+    """Both had the lengths as columns, and neither revision nor licence."""
+    columns = [name for name in vars(traces[0]) if not name.startswith("task_")]
+    rows = [{name: getattr(trace, name) for name in columns} | {"schema_version": version} for trace in traces]
+    old, packed = tmp_path / "old.parquet", tmp_path / "packed.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), old)
+    assert read_traces(old) == traces
+    assert verify_traces(old).issues == ()
+    assert compact(old, packed) == len(traces)
+    assert set(pq.read_schema(packed).names) == {*columns, "task_revision", "task_licence"}
+    assert sorted(read_traces(packed), key=lambda trace: trace.key) == traces
+
+
+def test_a_line_of_version_2_goes_with_any_revision_but_a_run_never_with_two(make_trace, tmp_path):
+    row = {name: value for name, value in vars(make_trace()).items() if not name.startswith("task_")}
+    shard = tmp_path / "old.jsonl"
+    shard.write_text(json.dumps({**row, "schema_version": 2}) + "\n")
+    graded = make_trace(trial=1, task_revision="a", task_licence="MIT", finish_reason="time")
+    with TraceWriter(shard) as writer:
+        writer.append([graded])
+    assert read_traces(shard) == [make_trace(), graded]
+    (table,) = read_tables(shard)
+    assert table.num_trials == 2
+    other = tmp_path / "other.jsonl"
+    with TraceWriter(other) as writer:
+        with pytest.raises(ValueError, match="changed: task_revision 'a' became 'b'"):
+            writer.append([graded, replace(graded, trial=3, task_revision="b")])
+        writer.append([replace(graded, run="another", task_revision="b")])
+    with pytest.raises(ValueError, match=r"task_revision must be one for .*; got \['a', 'b'\]"):
+        read_tables([shard, other])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schema_version": 1}, "schema_version of a new trace must be 2; got 1"),
+        ({"schema_version": 1}, "schema_version of a new trace must be 3; got 1"),
         ({"prompt_len": 5}, "prompt_len is 5, but there are 4 token ids"),
         ({"prompt_ids": None}, "prompt_len must be given where prompt_ids is None"),
         ({"output_ids": None, "gen_len": -2}, "gen_len must lie in"),
@@ -60,7 +95,10 @@ def test_a_line_of_version_1_is_read_as_the_same_trace(make_trace, tmp_path):
         ({"difficulty": 2**31}, "difficulty must lie in"),
         ({"attention": "sparse"}, "unknown attention spec 'sparse'"),
         ({"attention": "topk:08"}, "use 'topk:8'"),
-        ({"finish_reason": "tired"}, "finish_reason must be one of eos, length, repetition, unknown; got 'tired'"),
+        (
+            {"finish_reason": "tired"},
+            "one of eos, length, repetition, time, unknown; got 'tired'",
+        ),
         ({"max_gen_len": 4}, "at most max_gen_len=4 tokens; got 5"),
         ({"prompt_ids": (1, -2)}, "prompt_ids must lie in"),
         ({"output_ids": (1, 2**31)}, "output_ids must lie in"),
@@ -73,6 +111,8 @@ def test_a_line_of_version_1_is_read_as_the_same_trace(make_trace, tmp_path):
         ({"answer": "\ud800"}, "answer must be valid Unicode"),
         ({"time_s": float("inf")}, "time_s must be a finite"),
         ({"time_s": -1.0}, "time_s must be a finite"),
+        ({"task_revision": ""}, "task_revision must not be empty"),
+        ({"task_licence": "\udfff"}, "task_licence must be valid Unicode"),
     ],
 )
 def test_refuses_invalid_values(make_trace, changes, words):
@@ -88,6 +128,7 @@ def test_refuses_invalid_values(make_trace, changes, words):
         ("output_ids", [1, 2.0]),
         ("run", 3),
         ("score", "1"),
+        ("task_revision", 1),
         ("solved_len", 3.0),
     ],
 )
@@ -102,10 +143,16 @@ def test_refuses_wrong_types(make_trace, name, value):
         (lambda row: row.pop("score"), r"missing \['score'\]"),
         (lambda row: row.update(colour="red"), r"unknown \['colour'\]"),
         (lambda row: row.update(score=float("nan")), "NaN is no valid value"),
-        (lambda row: row.update(schema_version=9, novelty=1), "schema_version must be one of 1, 2; got 9"),
-        (lambda row: row.update(schema_version=True), "schema_version must be one of 1, 2; got True"),
-        (lambda row: row.update(schema_version=1), r"unknown \['prompt_len', 'gen_len'\]"),
+        (lambda row: row.update(schema_version=9, novelty=1), "schema_version must be one of 1, 2, 3; got 9"),
+        (lambda row: row.update(schema_version=True), "schema_version must be one of 1, 2, 3; got True"),
+        (
+            lambda row: row.update(schema_version=1),
+            r"unknown \['prompt_len', 'gen_len', 'task_revision'",
+        ),
+        (lambda row: row.update(schema_version=2), r"unknown \['task_revision', 'task_licence'\]"),
         (lambda row: row.pop("gen_len"), r"missing \['gen_len'\]"),
+        (lambda row: row.pop("task_licence"), r"missing \['task_licence'\]"),
+        (lambda row: row.update(task_licence=""), "task_licence must not be empty"),
         (lambda row: row.update(gen_len=4), "gen_len is 4, but there are 5 token ids"),
         (lambda row: row.update(gen_len=-1), "gen_len must lie in"),
         (lambda row: row.update(output_ids=[1, None]), "output_ids must be a tuple"),

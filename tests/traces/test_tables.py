@@ -237,7 +237,7 @@ def test_answers_are_numbered_within_their_problem(tmp_path, make_trace):
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
-        ("schema_version", 3, "schema_version must be one of 1, 2; got 3"),
+        ("schema_version", 4, "schema_version must be one of 1, 2, 3; got 4"),
         ("attention", "topk:08", "attention must be the text form"),
         ("time_s", float("inf"), "time_s must be a finite"),
         ("score", float("nan"), "score must be 1.0.*got nan"),

@@ -1,0 +1,61 @@
+"""Which program does an answer hand in? The last fenced one after the thought."""
+
+import re
+
+from ._text import Answer
+from ._thought import answer_start
+
+_FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
+_PYTHON = ("python", "python3", "py", "py3")
+
+
+def extract_program(text: str) -> Answer | None:
+    r"""Return the last fenced program after the thought, None where there is none.
+
+    Of the fences marked as Python the last one; where none is marked so, the last one without a mark (an unmarked
+    fence after a program is as a rule what it prints). A fence opens with three or more backticks or tildes at the
+    start of a line and closes with at least as many of the same; one left open runs to the next that is marked as
+    Python, or to the end of the text.
+
+    Args:
+        text: All that was generated, thought included.
+
+    Returns:
+        The program and the number of characters of the text after which it stands: the end of its closing fence.
+
+    Example:
+        >>> extract_program("First:\n```python\nprint(1)\n```\nIt prints\n```\n1\n```\nDone.")
+        Answer(text='print(1)\n', end=29)
+        >>> extract_program("<think>```python\nprint(1)\n```") is None
+        True
+    """
+    start = answer_start(text)
+    if start is None:
+        return None
+    found: dict[str, Answer] = {}
+    opened: re.Match[str] | None = None
+    text, thought = text[start:], text[:start]  # the answer's first line may follow the thought without a break
+    for fence in _FENCE.finditer(text):
+        marks, word = fence.group(1), fence.group(2)
+        if opened is None or _language(word) == "python":
+            if opened is not None:
+                _keep(found, text, opened, fence.start(), fence.start())
+            opened = fence
+        elif not word.strip() and marks[0] == opened.group(1)[0] and len(marks) >= len(opened.group(1)):
+            _keep(found, text, opened, fence.start(), fence.end())
+            opened = None
+    if opened is not None:
+        _keep(found, text, opened, len(text), len(text))
+    last = found.get("python", found.get(""))
+    return None if last is None else Answer(text=last.text, end=len(thought) + (last.end or 0))
+
+
+def _language(word: str) -> str:
+    first = (word.split() or [""])[0].lower()
+    return "python" if first in _PYTHON else first
+
+
+def _keep(found: dict[str, Answer], text: str, opened: re.Match[str], stop: int, end: int) -> None:
+    body = text[opened.end() + 1 : stop]
+    if body.strip():
+        found[_language(opened.group(2))] = Answer(text=body, end=end)
