@@ -21,7 +21,7 @@ def split_over_mesh(
 ) -> Callable[..., Any]:
     """Return the function run on what each device holds of a cache: its KV heads, and its page group where there are.
 
-    Without page groups the data axis stays with XLA.
+    Without page groups a data axis of more than one place stays with XLA.
 
     Args:
         function: Takes and returns parts.
@@ -49,8 +49,12 @@ def split_over_mesh(
         num_axes = [each.ndim for each, cut in zip(arguments, inputs, strict=True) if cut == "heads"]
         here = specs | {"heads": PartitionSpec(rows, *[None] * (max(num_axes, default=3) - 3), heads)}
         wanted = tuple(here[cut] for cut in inputs)
-        axes = {DATA_AXIS, MODEL_AXIS} if rows else {MODEL_AXIS}
-        local = jax.shard_map(function, mesh=mesh, in_specs=wanted, out_specs=here[output], axis_names=axes)
+        # A device alone with all that it needs can run a kernel; XLA can divide none.
+        is_alone = rows is not None or mesh.shape[DATA_AXIS] == 1
+        axes = {DATA_AXIS, MODEL_AXIS} if is_alone else {MODEL_AXIS}
+        local = jax.shard_map(
+            function, mesh=mesh, in_specs=wanted, out_specs=here[output], axis_names=axes, check_vma=not is_alone
+        )
         return local(*arguments)
 
     return run

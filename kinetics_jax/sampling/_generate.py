@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from kinetics_jax.attention import PagedCache, init_shared_cache, write_prompt
 from kinetics_jax.models import Decoder
 from kinetics_jax.specs import DEFAULT_PAGE_LEN, AttentionSpec, Dense, PageSelection, SamplingSpec
 
+from ._penalty import seen_tokens
+from ._stopping import BudgetForcing, forced_token, thought_closed
 from ._token import sample_token
 
 LanguageModel = Decoder
@@ -41,6 +43,8 @@ class _LoopState(NamedTuple):
     token_ids: Int[Array, "trials max_gen_len"]
     gen_len: Int[Array, " trials"]
     stopped: Bool[Array, " trials"]
+    closed: Bool[Array, " trials"]  # whether the thought ended by itself, for budget forcing
+    seen: Bool[Array, "trials V"] | None  # for a repetition penalty
 
 
 def generate(
@@ -54,6 +58,7 @@ def generate(
     stop_ids: tuple[int, ...],
     attention: AttentionSpec | None = None,
     sampling: SamplingSpec | None = None,
+    closing: BudgetForcing | None = None,
     page_len: int | None = None,
 ) -> Generation:
     """Draw `num_trials` independent continuations of one prompt.
@@ -71,6 +76,7 @@ def generate(
         stop_ids: Tokens that end a trial (static).
         attention: Which cache entries a decode step reads; None is `Dense()`.
         sampling: How tokens are drawn; None is `SamplingSpec()`, temperature 1.
+        closing: Closes long thoughts, so that an answer follows within `closing.max_gen_len` tokens; None does not.
         page_len: Tokens in a page; None follows a spec that selects pages, else `DEFAULT_PAGE_LEN`.
 
     Returns:
@@ -93,10 +99,27 @@ def generate(
     if page_len is None:
         page_len = attention.page_len if isinstance(attention, PageSelection) else DEFAULT_PAGE_LEN
     prompt_len = prompt_ids.shape[0] if prompt_len is None else prompt_len
-    _validate(prompt_ids.shape[0], prompt_len, num_trials, max_gen_len)
-    state = _prefill(model, prompt_ids, prompt_len, num_trials=num_trials, max_gen_len=max_gen_len, page_len=page_len)
     sampling = SamplingSpec() if sampling is None else sampling
-    state = _decode(model, state, key, attention=attention, sampling=sampling, stop_ids=stop_ids)
+    cache, logits, seen = prefill_shared(
+        model,
+        prompt_ids,
+        prompt_len,
+        num_trials=num_trials,
+        max_gen_len=max_gen_len,
+        page_len=page_len,
+        sampling=sampling,
+    )
+    state = _LoopState(
+        step=jnp.asarray(0, jnp.int32),
+        cache=cache,
+        logits=logits,
+        token_ids=jnp.zeros((num_trials, max_gen_len), jnp.int32),
+        gen_len=jnp.zeros(num_trials, jnp.int32),
+        stopped=jnp.zeros(num_trials, bool),
+        closed=jnp.zeros(num_trials, bool),
+        seen=seen,
+    )
+    state = _decode(model, state, key, attention=attention, sampling=sampling, stop_ids=stop_ids, closing=closing)
     return Generation(token_ids=state.token_ids, gen_len=state.gen_len, stopped=state.stopped)
 
 
@@ -107,29 +130,54 @@ def _validate(max_prompt_len: int, prompt_len: int | Array, num_trials: int, max
         raise ValueError(f"prompt_len must lie in 1..{max_prompt_len}, the length of prompt_ids; got {prompt_len}")
 
 
-def _prefill(
-    model: Decoder, prompt_ids: Array, prompt_len: int | Array, *, num_trials: int, max_gen_len: int, page_len: int
-) -> _LoopState:
-    """Run the prompt once and return the state before the first token: every trial has the same logits."""
+def prefill_shared(
+    model: Decoder,
+    prompt_ids: Int[Array, " max_prompt_len"],
+    prompt_len: int | Int[Array, ""],
+    *,
+    num_trials: int,
+    max_gen_len: int,
+    spare_len: int = 0,
+    page_len: int,
+    sampling: SamplingSpec,
+) -> tuple[PagedCache, Float[Array, "trials V"], Bool[Array, "trials V"] | None]:
+    """Run the prompt once, and return the cache of all trials, their first logits, and what a penalty has seen.
+
+    Args:
+        model: The language model.
+        prompt_ids: Prompt, padded at the end.
+        prompt_len: Its true length.
+        num_trials: Trials.
+        max_gen_len: Limit on generated tokens.
+        spare_len: Tokens beyond that limit that must have a place in the cache.
+        page_len: Tokens in a page.
+        sampling: Says whether seen tokens are wanted.
+
+    Raises:
+        ValueError: If a count is not positive, or `prompt_len` is known and out of range.
+    """
+    _validate(prompt_ids.shape[0], prompt_len, num_trials, max_gen_len)
     hidden, keys, values = model.prefill(prompt_ids[None])
     cache = init_shared_cache(
         model.spec,
         num_trials=num_trials,
         max_prompt_len=prompt_ids.shape[0],
-        max_gen_len=max_gen_len,
+        max_gen_len=max_gen_len + spare_len,
         page_len=page_len,
         dtype=keys.dtype,
     )
     last_hidden = jax.lax.dynamic_index_in_dim(hidden[0], prompt_len - 1, keepdims=False)
-    first_logits = model.next_logits(last_hidden)
-    return _LoopState(
-        step=jnp.asarray(0, jnp.int32),
-        cache=write_prompt(cache, keys[:, 0], values[:, 0], prompt_len),
-        logits=jnp.broadcast_to(first_logits, (num_trials, first_logits.shape[0])),
-        token_ids=jnp.zeros((num_trials, max_gen_len), jnp.int32),
-        gen_len=jnp.zeros(num_trials, jnp.int32),
-        stopped=jnp.zeros(num_trials, bool),
-    )
+    logits = jnp.broadcast_to(model.next_logits(last_hidden)[None], (num_trials, model.spec.vocab_size))
+    seen = None
+    if sampling.repetition_penalty != 1:
+        num_held = jnp.asarray(prompt_len, jnp.int32)[None]
+        seen = jnp.broadcast_to(seen_tokens(prompt_ids[None], num_held, logits.shape[1]), logits.shape)
+    return write_prompt(cache, keys[:, 0], values[:, 0], prompt_len), logits, seen
+
+
+def trial_keys_of(key: PRNGKeyArray, num_trials: int) -> Key[Array, " trials"]:
+    """Return the key of each trial of a problem: fold_in(key, trial)."""
+    return jax.vmap(lambda trial: jax.random.fold_in(key, trial))(jnp.arange(num_trials))
 
 
 def _decode(
@@ -140,18 +188,28 @@ def _decode(
     attention: AttentionSpec,
     sampling: SamplingSpec,
     stop_ids: tuple[int, ...],
+    closing: BudgetForcing | None,
 ) -> _LoopState:
     """Draw tokens until every trial has stopped or the limit is reached; a stopped trial idles on token 0."""
     num_trials, max_gen_len = state.token_ids.shape
-    trial_keys = jax.vmap(lambda trial: jax.random.fold_in(key, trial))(jnp.arange(num_trials))
+    limit = max_gen_len if closing is None else min(max_gen_len, closing.max_gen_len)
+    trial_keys = trial_keys_of(key, num_trials)
     stops = jnp.asarray(stop_ids, jnp.int32)
 
     def keep_going(state: _LoopState) -> Array:
-        return (state.step < max_gen_len) & ~state.stopped.all()
+        return (state.step < limit) & ~state.stopped.all()
 
     def step(state: _LoopState) -> _LoopState:
         step_keys = jax.vmap(jax.random.fold_in)(trial_keys, state.cache.lengths)
-        tokens = jnp.where(state.stopped, 0, sample_token(state.logits, step_keys, sampling))
+        tokens = sample_token(state.logits, step_keys, sampling, seen=state.seen)
+        closed, seen = state.closed, state.seen
+        if closing is not None:
+            forced = forced_token(state.gen_len, closed, closing)
+            tokens = jnp.where(forced < 0, tokens, forced)
+            closed = thought_closed(state.gen_len, closed, tokens, closing)
+        tokens = jnp.where(state.stopped, 0, tokens)
+        if seen is not None:
+            seen = seen_tokens(tokens[:, None], 1 - state.stopped.astype(jnp.int32), seen.shape[1], seen)
         logits, cache = model.decode_step(tokens, state.cache, attention)
         return _LoopState(
             step=state.step + 1,
@@ -160,6 +218,8 @@ def _decode(
             token_ids=state.token_ids.at[:, state.step].set(tokens),
             gen_len=jnp.where(state.stopped, state.gen_len, state.gen_len + 1),
             stopped=state.stopped | jnp.isin(tokens, stops),
+            closed=closed,
+            seen=seen,
         )
 
     return jax.lax.while_loop(keep_going, step, state)

@@ -5,7 +5,7 @@ else is small, and the host's: it comes with each call and goes back.
 """
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,12 @@ class Programs:
             attention: Which cache entries a step reads.
         """
         return self._decode(self._weights, pools, seen, batch, attention=attention)
+
+    def lower_decode(
+        self, pools: Any, seen: jax.ShapeDtypeStruct, batch: Batch, attention: AttentionSpec
+    ) -> jax.stages.Lowered:
+        """Return `decode` lowered for arguments of these shapes and places, to compile ahead of time."""
+        return self._decode.lower(self._weights, pools, seen, batch, attention=attention)
 
     def _run_prefill(
         self, weights: list[Array], pools: Pools, chunk: PromptChunk, *, is_first: bool

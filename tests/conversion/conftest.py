@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def tiny_spec() -> ModelSpec:
 def random_decoder() -> Callable[..., Decoder]:
     """Return a maker of decoders whose every leaf, norms included, is random; NumPy draws, so nothing compiles."""
 
+    @lru_cache  # tracing a decoder takes a tenth of a second
+    def traced(spec: ModelSpec, dtype: np.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(abstract_decoder(spec, dtype=dtype))
+
     def make(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32, seed: int = 0) -> Decoder:
         random = np.random.default_rng(seed)
 
@@ -47,7 +52,7 @@ def random_decoder() -> Callable[..., Decoder]:
             center = 1.0 if len(leaf.shape) == 1 else 0.0
             return jnp.asarray(random.normal(center, 0.3, leaf.shape).astype(leaf.dtype))
 
-        graphdef, state = nnx.split(abstract_decoder(spec, dtype=dtype))
+        graphdef, state = traced(spec, jnp.dtype(dtype))
         return nnx.merge(graphdef, jax.tree.map(draw, state))
 
     return make

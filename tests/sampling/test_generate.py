@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kinetics_jax.models import Decoder
-from kinetics_jax.sampling import Generation, generate
+from kinetics_jax.sampling import BudgetForcing, Generation, generate
 from kinetics_jax.specs import BlockTopK, Local, SamplingSpec, TopK
 from kinetics_jax.zoo import load_zoo_model
 
@@ -125,6 +125,37 @@ def test_greedy_takes_the_largest_logit_of_the_full_forward(model: Decoder, samp
     said = greedy.token_ids[0, : greedy.gen_len[0]]
     logits = jax.jit(Decoder.__call__)(model, jnp.asarray([[*PROMPTS[2], *said]]))[0, PROMPT_LEN - 1 : -1]
     assert jnp.argmax(logits, axis=-1).tolist() == said.tolist()
+
+
+def test_budget_forcing_closes_the_thoughts_that_are_still_open(sample: Callable):
+    """Before the limit nothing changes; then come the closing and an answer, unless the thought ended by itself."""
+    free = sample(1)
+    end = int(free.token_ids[1, 2])  # trial 1 ends its thought with its third token
+    closing = BudgetForcing(think_len=4, closing_ids=(60, end, 61), end_think_id=end, answer_len=3)
+    forced = sample(1, closing=closing)
+    assert forced.gen_len.max() == closing.max_gen_len == 10
+    num_closed = 0
+    for row, trial in enumerate(free.token_ids):
+        if end in trial[:4]:
+            wanted = trial[:10]
+            num_closed += 1
+        else:
+            wanted = [*trial[:4], 60, end, 61] if free.gen_len[row] > 4 else trial[:4]
+        assert forced.token_ids[row, : len(wanted)].tolist() == list(wanted)
+    assert 0 < num_closed < len(free.token_ids)
+
+
+def test_repetition_penalty_remembers_prompt_and_output(model: Decoder, sample: Callable):
+    plain = sample(2, sampling=SamplingSpec(temperature=0.0))
+    penalised = sample(2, sampling=SamplingSpec(temperature=0.0, repetition_penalty=1.5))
+    said = penalised.token_ids[0, : penalised.gen_len[0]]
+    assert said.tolist() != plain.token_ids[0, : plain.gen_len[0]].tolist()
+    text = np.array([*PROMPTS[2], *said])
+    logits = np.array(jax.jit(Decoder.__call__)(model, jnp.asarray(text[None]))[0])
+    for place in range(PROMPT_LEN, len(text)):
+        row, seen = logits[place - 1], np.unique(text[:place])
+        row[seen] = np.where(row[seen] > 0, row[seen] / 1.5, row[seen] * 1.5)
+        assert text[place] == np.argmax(row)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,23 @@ def test_a_long_thought_is_one_trial():
         (SamplingSpec, {"top_p": 0.0}, r"top_p must lie in \(0, 1\]; got 0.0"),
         (SamplingSpec, {"top_p": 1.1}, r"top_p must lie in \(0, 1\]; got 1.1"),
         (SamplingSpec, {"min_p": 1.0}, r"min_p must lie in \[0, 1\); got 1.0"),
+        (SamplingSpec, {"temperature": float("inf")}, "temperature must be"),
+        (SamplingSpec, {"repetition_penalty": 0.0}, "repetition_penalty must be positive, 1 does nothing; got 0.0"),
+        (SamplingSpec, {"logit_bias": ((3, 1.0), (1, 1.0))}, r"each token id once, ascending .* got the ids \[3, 1\]"),
+        (SamplingSpec, {"logit_bias": ((-1, 1.0),)}, r"ascending from 0; got the ids \[-1\]"),
+        (SamplingSpec, {"logit_bias": ((1, float("nan")),)}, "a logit_bias must be a number or -inf; got"),
     ],
 )
 def test_values_out_of_range_are_named(build: Any, sizes: dict[str, float], message: str):
     with pytest.raises(ValueError, match=message):
         build(**sizes)
+
+
+def test_the_text_of_a_sampling_spec_names_later_fields_only_where_they_matter():
+    """Recorded traces hold the first form, and a run that goes on compares it."""
+    first = "SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0"
+    assert str(SamplingSpec()) == repr(SamplingSpec()) == f"{first})"
+    assert str(SamplingSpec(logit_bias=((7, -1.5),))) == f"{first}, logit_bias=((7, -1.5),))"
+    spec = SamplingSpec(top_k=3, repetition_penalty=1.2)
+    assert str(spec) == "SamplingSpec(temperature=1.0, top_k=3, top_p=1.0, min_p=0.0, repetition_penalty=1.2)"
+    assert hash(spec) == hash(SamplingSpec(top_k=3, repetition_penalty=1.2))
