@@ -1,5 +1,6 @@
 """Run it: the command `kinetics`, one file a command."""
 
+from . import bench as bench
 from . import capacity as capacity
 from . import card as card
 from . import convert as convert

@@ -1,0 +1,40 @@
+"""`kinetics bench decode`: what was timed, beside what it must cost at least."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from kinetics_jax.specs import HARDWARE, MODELS
+
+
+def test_rows_hold_times_floor_and_prediction(kinetics, tmp_path: Path):
+    out = tmp_path / "decode.json"
+    arguments = ["--attention", "dense", "--attention", "block_topk:16x2", "--context", "60", "--batch-size", "2"]
+    arguments += ["--num-steps", "2", "--num-runs", "1", "--out", str(out), "--json"]
+    with jax.numpy_dtype_promotion("standard"):  # Flax's RMSNorm promotes bfloat16 to float32 without a cast
+        done = kinetics("bench", "decode", "Kinetics-Mini-0.1M", *arguments)
+    assert done.code == 0, done.err
+    content = json.loads(done.out)
+    assert content == json.loads(out.read_text())
+    dense, sparse = content["rows"]
+    assert (dense["attention"], sparse["attention"]) == ("dense", "block_topk:16x2")
+    spec, chip = MODELS["Kinetics-Mini-0.1M"], HARDWARE["H100-SXM"]
+    # Weights once, keys and values of 61 entries for two sequences, those of the new token written.
+    kv_bytes = 2 * spec.kv_elements_per_token
+    floor_bytes = 2 * spec.num_matmul_params + 2 * 61 * kv_bytes
+    assert dense["floor_s"] == pytest.approx(floor_bytes / chip.hbm_bytes_per_s, rel=0.05)
+    assert sparse["floor_s"] < dense["floor_s"]
+    for row in (dense, sparse):
+        assert 0 < row["sample_s"] < row["step_s"]
+        assert row["tokens_per_s"] == pytest.approx(2 / row["step_s"])
+        assert row["predicted_s"] >= 0.9 * row["floor_s"]
+
+
+def test_a_model_that_fits_no_chip_is_one_sentence(kinetics):
+    done = kinetics("bench", "decode", "Kinetics-Mini-0.1M", "--attention", "dense", "--context", 10**9)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert "must fit" in done.err
+    assert "Use a larger chip" in done.err
