@@ -98,9 +98,8 @@ def main() -> None:
                 "tokens_per_s": options.batch_size / seconds,
             }
         )
-        print(
-            f"{options.model}, prompt {prompt_len:,}: {1e3 * seconds:.2f} ms a step, {rows[-1]['tokens_per_s']:,.0f} tokens/s"
-        )
+        rate = options.batch_size / seconds
+        print(f"{options.model}, prompt {prompt_len:,}: {1e3 * seconds:.2f} ms a step, {rate:,.0f} tokens/s")
     name = torch.cuda.get_device_name() if options.device == "cuda" else options.device
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if options.out:
