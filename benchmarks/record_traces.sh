@@ -17,8 +17,8 @@ for size in 7M 1.7M 0.6M 0.1M; do
       *) specs=("$method":{16,32,64,128,256}) ;;
     esac
     CUDA_VISIBLE_DEVICES=$((num_gpus > 0 ? index % num_gpus : 0)) "$python" -m kinetics_jax.cli sample "Kinetics-Mini-$size" \
-      "${specs[@]/#/--attention=}" --problems "$problems" --trials "$trials" --batch-problems "$problems" \
-      --out "$out/shards/$size" &
+      "${specs[@]/#/--attention=}" --problems "$problems" --trials "$trials" --slots "$((problems * trials))" \
+      --page-len 8 --out "$out/shards/$size" &
     pids+=($!)
     index=$((index + 1))
   done

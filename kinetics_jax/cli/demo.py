@@ -18,13 +18,13 @@ from rich.console import Console
 import kinetics_jax
 from kinetics_jax.collect import Collector
 from kinetics_jax.specs import HARDWARE, BestOfN, parse_attention
-from kinetics_jax.tasks import Problem, Task, get_task
+from kinetics_jax.tasks import Pathfind, Problem
 from kinetics_jax.traces import TraceTable, read_tables, read_traces
 from kinetics_jax.zoo import RECORDED_TRACES, load_zoo_model
 
 from ._app import app, console
 from ._output import print_json, print_table, write_whole
-from ._sampling import collect_with_bars, collector_for
+from ._sampling import collect_with_bars
 from ._study import STRATEGIES, Study, draw_study, law_bands, run_study
 
 _LIVE_MODELS = ("Kinetics-Mini-0.1M", "Kinetics-Mini-0.6M")
@@ -45,13 +45,15 @@ def demo(
     """Sample live, check, join the recorded traces, price everything, and see which model each law picks."""
     started = time.perf_counter()
     chip = HARDWARE[hardware]
-    task = get_task("pathfind")
+    task = Pathfind()
     questions = task.problems(2 if quick else problems)
     shards = _fresh_folder(out)
 
-    collectors = _collectors(task, num_problems=len(questions))
+    collectors = _collectors(task, num_slots=len(questions) * trials)
     console.print(f"Sampling {len(questions)} problems live, {trials} trials each; answers are checked edge by edge.")
-    rates = collect_with_bars(collectors, questions, BestOfN(num_trials=trials, max_gen_len=task.max_gen_len), shards)
+    strategy = BestOfN(num_trials=trials, max_gen_len=task.max_gen_len)
+    reports = collect_with_bars(collectors, questions, strategy, shards)
+    rates = {report.run: report.num_tokens / report.seconds for report in reports if report.num_written}
     live = _live_rows(shards, rates)
     example = _example(task, questions, shards)
 
@@ -77,10 +79,19 @@ def _fresh_folder(out: Path) -> Path:
     return shards
 
 
-def _collectors(task: Task, *, num_problems: int) -> list[Collector]:
+def _collectors(task: Pathfind, *, num_slots: int) -> list[Collector]:
     return [
-        collector_for(loaded, task, parse_attention(text), seed=_LIVE_SEED, batch_problems=num_problems)
-        for loaded in map(load_zoo_model, _LIVE_MODELS)
+        Collector(
+            model=loaded.model,
+            model_name=name,
+            weights_hash=loaded.weights_hash,
+            task=task,
+            attention=parse_attention(text),
+            seed=_LIVE_SEED,
+            num_slots=num_slots,
+            num_steps=64,  # few calls: here a thought ends by itself or after 256 tokens
+        )
+        for name, loaded in zip(_LIVE_MODELS, map(load_zoo_model, _LIVE_MODELS), strict=True)
         for text in _LIVE_ATTENTION
     ]
 
@@ -110,7 +121,7 @@ def _accuracy(table: TraceTable) -> float:
     return float(np.isfinite(table.solved_len)[table.mask].mean())
 
 
-def _example(task: Task, questions: Sequence[Problem], shards: Path) -> dict[str, Any]:
+def _example(task: Pathfind, questions: Sequence[Problem], shards: Path) -> dict[str, Any]:
     """Return the shortest right thought of the live slice, as text; the shortest of all if none is right."""
     best = min(read_traces(shards), key=lambda trace: (trace.score != 1.0, trace.gen_len))
     words = task.vocabulary

@@ -7,8 +7,8 @@ others hold; chunks of prompts and shared prefixes round differently in the last
 """
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,40 +17,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kinetics_jax.attention import DATA_AXIS
 from kinetics_jax.models import Decoder
-from kinetics_jax.specs import DEFAULT_PAGE_LEN, AttentionSpec, Dense, PageSelection, SamplingSpec
+from kinetics_jax.specs import AttentionSpec, Dense, SamplingSpec
 
 from ._call import NO_TOKEN, Batch, CallWriter, Drawn, PromptChunk
 from ._pages import PageGroup
-from ._pools import default_num_pages, make_pools
+from ._pools import Pools, common_page_len, default_num_pages, make_pools
 from ._programs import Programs
-from ._request import Completion, FinishReason, Request
+from ._request import Completion, EngineStats, FinishReason, Request
 from ._scheduler import Lane, Scheduler, Slot, Trial
 from ._stopping import RepetitionWatch, Stopping
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineStats:
-    """Count what an engine has done.
-
-    Attributes:
-        num_tokens: Tokens drawn, each once.
-        num_replayed_tokens: Tokens computed anew after a preemption.
-        num_prompt_tokens: Prompt tokens computed; those of a shared prefix once.
-        num_preemptions: Trials that lost their pages.
-        num_pages_held: Pages that running trials and prompts hold now, known prefixes included.
-        num_compilations: Programs compiled so far.
-        decode_s: Time in decode calls [s].
-        prefill_s: Time in prompts [s].
-    """
-
-    num_tokens: int
-    num_replayed_tokens: int
-    num_prompt_tokens: int
-    num_preemptions: int
-    num_pages_held: int
-    num_compilations: int
-    decode_s: float
-    prefill_s: float
 
 
 class Engine:
@@ -105,9 +80,10 @@ class Engine:
         keep_log_probs: bool = False,
     ):
         spec, mesh = model.spec, model.mesh
+        self._model = model
         self._max_len = spec.max_len if max_len is None else max_len
         _require_sizes(spec.max_len, num_slots=num_slots, max_len=self._max_len, num_steps=num_steps, chunk=chunk_len)
-        self._page_len = _common_page_len(attentions, page_len)
+        self._page_len = common_page_len(attentions, page_len)
         self._num_steps, self._mesh, self._stopping = num_steps, mesh, stopping
         self._chunk_len = -(-chunk_len // self._page_len) * self._page_len  # later chunks begin with a page
         num_groups = 1 if mesh is None else mesh.shape[DATA_AXIS]
@@ -137,18 +113,18 @@ class Engine:
             keep_log_probs=keep_log_probs,
         )
         self._keep_log_probs = keep_log_probs
-        remembered = 0 if self._sampling.repetition_penalty == 1 else spec.vocab_size
+        self._num_remembered = 0 if self._sampling.repetition_penalty == 1 else spec.vocab_size
         self._writer = CallWriter(
             num_steps=num_steps,
             max_pages=self._max_pages,
             num_hidden=spec.d_model,
             dtype=np.dtype(model.dtype),
-            num_remembered=remembered,
+            num_remembered=self._num_remembered,
         )
-        self._pools = make_pools(
-            model, num_pages=num_groups * per_group, page_len=self._page_len, num_page_groups=num_groups
-        )
-        self._seen = {each: self._place_rows(np.zeros((num_slots, remembered), bool)) for each in attentions}
+        self._num_pages = num_groups * per_group
+        self._pools, self._seen = self._empty_pools(), self._empty_seen()
+        self._finished: deque[Completion] = deque()  # not handed out yet
+        self._is_inside_step = False
         self._num_tokens = self._num_replayed = self._num_prompt_tokens = 0
         self._decode_s = self._prefill_s = 0.0
 
@@ -168,8 +144,8 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether every submitted trial is finished."""
-        return self._scheduler.is_idle
+        """Whether every submitted trial is finished and handed out."""
+        return self._scheduler.is_idle and not self._finished
 
     def warm_up(self) -> None:
         """Compile every program now, by running it on nothing; later calls compile no more."""
@@ -191,10 +167,16 @@ class Engine:
             ValueError: If its attention is none of the engine's, its tokens are none of the model's, or prompt and
                 thought fit the engine's `max_len`, or its pool, in no way.
         """
-        prompt_len, group = len(request.prompt_ids), self._scheduler.groups[0]
+        prompt_len, group, vocab_size = len(request.prompt_ids), self._scheduler.groups[0], self._model.spec.vocab_size
         if request.attention not in self._scheduler.lanes:
             known = ", ".join(map(str, self._scheduler.lanes))
             raise ValueError(f"the engine was made for the attention {known}; got {request.attention}. Name it there.")
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab_size:
+            unknown = next(token for token in request.prompt_ids if not 0 <= token < vocab_size)
+            raise ValueError(
+                f"prompt_ids must lie in 0..{vocab_size - 1}, the model's vocabulary; got {unknown}. "
+                "Use the tokenizer of this model."
+            )
         if prompt_len + request.max_gen_len > self._max_len:
             longest = self._max_len - prompt_len
             way_out = f"Use a limit of {longest} or less." if longest > 0 else "The prompt alone is too long."
@@ -218,9 +200,10 @@ class Engine:
         self._scheduler.submit(Trial(request=request, key_data=key_data, max_gen_len=limit, watch=watch))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Submit trials and yield each as it finishes, in no particular order.
+        """Submit trials and yield each as it finishes, in no particular order, with those submitted before.
 
-        Requests are taken as there is room for them, so that they may come from a generator.
+        Requests are taken as there is room for them, so that they may come from a generator. What is left of a run that
+        its caller broke off, or whose generator raised, comes from the next run or step.
 
         Raises:
             ValueError: As `submit`; trials submitted before stay queued.
@@ -234,22 +217,41 @@ class Engine:
                     has_more = False
                 else:
                     self.submit(request)
-            yield from self.step()
+            self._advance()
+            while self._finished:
+                yield self._finished.popleft()
 
     def step(self) -> list[Completion]:
-        """Admit what fits, compute prompts for a while, decode every batch for `num_steps`, and return who finished."""
+        """Admit what fits, compute prompts for a while, decode every batch for `num_steps`, and return who finished.
+
+        A step that is broken off, by Ctrl-C say, loses no trial: the next one computes anew what was running.
+        """
+        self._advance()
+        finished = list(self._finished)
+        self._finished.clear()
+        return finished
+
+    def _advance(self) -> None:
+        if self._is_inside_step:
+            self._start_over()
+        self._is_inside_step = True
         self._scheduler.admit()
         # As many chunks as decode steps: prompts get about as much time as the trials that wait for them.
         for _ in range(self._num_steps):
             if not self._fill_prompts():
                 break
             self._scheduler.admit()
-        finished = []
         for lane in self._scheduler.lanes.values():
             self._scheduler.reserve(lane)
             if any(True for _ in lane.running):
-                finished += self._decode(lane)
-        return finished
+                self._decode(lane)
+        self._is_inside_step = False
+
+    def _start_over(self) -> None:
+        """Take up what a step that was broken off left: nobody knows what it wrote, or whether its pools came back."""
+        self._scheduler.start_over()
+        if any(array.is_deleted() for array in (*self._pools, *self._seen.values())):
+            self._pools, self._seen = self._empty_pools(), self._empty_seen()
 
     def _fill_prompts(self) -> bool:
         """Compute a chunk of the prompt that each group is filling; False if there is none."""
@@ -271,22 +273,22 @@ class Engine:
         self._prefill_s += time.perf_counter() - started
         return True
 
-    def _decode(self, lane: Lane) -> list[Completion]:
+    def _decode(self, lane: Lane) -> None:
         """Run the batch of a lane once, hand out what it drew, and take out who has finished."""
-        started = time.perf_counter()
+        started, num_compilations = time.perf_counter(), self._programs.num_compilations.total()
         drawn = self._run_batch(lane, self._writer.batch(lane.slots))
         elapsed = time.perf_counter() - started
         self._decode_s += elapsed
         running = [(row, slot) for row, slot in enumerate(lane.slots) if slot is not None]
-        finished = []
+        # The minute of a compilation is no trial's: a limit on seconds would end the first ones for it.
+        is_compiled = self._programs.num_compilations.total() == num_compilations
         for row, slot in running:
-            slot.trial.time_s += elapsed / len(running)
+            slot.trial.time_s += is_compiled * elapsed / len(running)
             self._take_tokens(slot, drawn, row)
             reason = self._finish_reason(slot)
             if reason is not None:
+                self._finished.append(_completion(slot, reason, has_log_probs=self._keep_log_probs))
                 self._scheduler.finish(lane, slot)
-                finished.append(_completion(slot, reason, has_log_probs=self._keep_log_probs))
-        return finished
 
     def _take_tokens(self, slot: Slot, drawn: Drawn, row: int) -> None:
         """Append what a row drew; tokens that the trial had before its preemption are drawn again and passed over."""
@@ -338,6 +340,16 @@ class Engine:
         )
         return jax.device_get(drawn)
 
+    def _empty_pools(self) -> Pools:
+        num_groups = len(self._scheduler.groups)
+        return make_pools(self._model, num_pages=self._num_pages, page_len=self._page_len, num_page_groups=num_groups)
+
+    def _empty_seen(self) -> dict[AttentionSpec, jax.Array]:
+        return {
+            spec: self._place_rows(np.zeros((len(lane.slots), self._num_remembered), bool))
+            for spec, lane in self._scheduler.lanes.items()
+        }
+
     def _place(self, arrays: Any) -> Any:
         """Cut the rows over the data axis; `forced` has them last."""
         if self._mesh is None:
@@ -383,21 +395,3 @@ def _require_sizes(context_len: int, **sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1; got {size}")
     if sizes["max_len"] > context_len:
         raise ValueError(f"max_len must fit the model's context of {context_len} tokens; got {sizes['max_len']}")
-
-
-def _common_page_len(attentions: Sequence[AttentionSpec], page_len: int | None) -> int:
-    """Return the page length that all specs agree on."""
-    if not attentions:
-        raise ValueError("attentions must name at least one spec; got none. Use (Dense(),)")
-    wanted = {spec.page_len for spec in attentions if isinstance(spec, PageSelection)}
-    if page_len is not None:
-        wanted.add(page_len)
-    if len(wanted) > 1:
-        raise ValueError(
-            f"all attention specs of an engine share its pages; got pages of {sorted(wanted)} tokens. "
-            "Use an engine for each page length."
-        )
-    chosen = wanted.pop() if wanted else DEFAULT_PAGE_LEN
-    if chosen < 1:
-        raise ValueError(f"page_len must be at least 1; got {chosen}")
-    return chosen
