@@ -151,7 +151,7 @@ class Decoder(nnx.Module):
                 cache = append_tokens(cache, index, keys, values, num_new, mesh=self.mesh)
                 if is_first:
                     return causal_attention(queries, keys, values)
-                return extend_attention(queries, cache, index, scale=scale, mesh=self.mesh)
+                return extend_attention(queries, cache, index, num_new, scale=scale, mesh=self.mesh)
 
             hidden = layer(hidden, positions, attend)
         return self.final_norm(hidden), advance(cache, num_new)

@@ -1,12 +1,12 @@
 """How are N trials drawn? `generate`: one prompt, many trials, under `jit` and `vmap`; `Engine`: the large runs."""
 
 from ._engine import Engine as Engine
-from ._engine import EngineStats as EngineStats
 from ._generate import Generation as Generation
 from ._generate import LanguageModel as LanguageModel
 from ._generate import generate as generate
 from ._penalty import seen_tokens as seen_tokens
 from ._request import Completion as Completion
+from ._request import EngineStats as EngineStats
 from ._request import FinishReason as FinishReason
 from ._request import Request as Request
 from ._speculate import Speculation as Speculation

@@ -108,10 +108,19 @@ class PageGroup:
         prompt = self._prompts.pop(token_ids, None)
         if prompt is not None:
             self.pool.release(prompt.pages)
+        elif self.filling is not None and self.filling.token_ids == token_ids:
+            self.cancel_prompt()  # its trials have run in another group
 
     def forget_prefixes(self) -> None:
         """Free the pages that are known by their tokens alone."""
         self._prefixes.evict(self.pool.num_held)
+
+    def forget_all(self) -> None:
+        """Take back the pages of every prompt: what is in them is not known any more. No trial may run."""
+        self.cancel_prompt()
+        for token_ids in list(self._prompts):
+            self.drop_prompt(token_ids)
+        self.forget_prefixes()
 
     def start_trial(self, prompt: Prompt, length: int) -> TrialPages | None:
         """Return pages for a trial of up to `length` tokens, prompt included; None if there is no room."""

@@ -1,5 +1,6 @@
 """The page pools of an engine: how large, and where they lie. They stay on the device from call to call."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float
 
 from kinetics_jax.attention import DATA_AXIS, PagedCache, cache_shardings, init_cache, kv_head_axis
 from kinetics_jax.models import Decoder
+from kinetics_jax.specs import DEFAULT_PAGE_LEN, AttentionSpec, PageSelection
 
 _MEMORY_SHARE = 0.9
 """Share of a device's free memory that the pools may take; the rest is for activations."""
@@ -31,6 +33,24 @@ class Pools(NamedTuple):
 def pools_of(cache: PagedCache) -> Pools:
     """Return the arrays of a cache that stay on the device."""
     return Pools(key_pages=cache.key_pages, value_pages=cache.value_pages, key_means=cache.key_means)
+
+
+def common_page_len(attentions: Sequence[AttentionSpec], page_len: int | None) -> int:
+    """Return the page length that all specs agree on, which must be `page_len` if that is given."""
+    if not attentions:
+        raise ValueError("attentions must name at least one spec; got none. Use (Dense(),)")
+    wanted = {spec.page_len for spec in attentions if isinstance(spec, PageSelection)}
+    if page_len is not None:
+        wanted.add(page_len)
+    if len(wanted) > 1:
+        raise ValueError(
+            f"all attention specs of an engine share its pages; got pages of {sorted(wanted)} tokens. "
+            "Use an engine for each page length."
+        )
+    chosen = wanted.pop() if wanted else DEFAULT_PAGE_LEN
+    if chosen < 1:
+        raise ValueError(f"page_len must be at least 1; got {chosen}")
+    return chosen
 
 
 def default_num_pages(model: Decoder, page_len: int, wanted: int) -> int:

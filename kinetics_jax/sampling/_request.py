@@ -71,3 +71,28 @@ class Completion:
     log_probs: tuple[float, ...] | None
     time_s: float
     num_preemptions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """Count what an engine has done.
+
+    Attributes:
+        num_tokens: Tokens drawn, each once.
+        num_replayed_tokens: Tokens computed anew after a preemption.
+        num_prompt_tokens: Prompt tokens computed; those of a shared prefix once.
+        num_preemptions: Trials that lost their pages.
+        num_pages_held: Pages that running trials and prompts hold now, known prefixes included.
+        num_compilations: Programs compiled so far.
+        decode_s: Time in decode calls [s].
+        prefill_s: Time in prompts [s].
+    """
+
+    num_tokens: int
+    num_replayed_tokens: int
+    num_prompt_tokens: int
+    num_preemptions: int
+    num_pages_held: int
+    num_compilations: int
+    decode_s: float
+    prefill_s: float

@@ -2,7 +2,8 @@
 
 Called by the engine. A trial is admitted when a slot of its attention is free and its prompt is in pages; pages follow
 as it grows. When they run out, the trial admitted last gives up its pages, waits at the front of its queue, and is
-computed anew from its prompt and the tokens it already has. The trial admitted first never waits, so all end.
+computed anew from its prompt and the tokens it already has. The trial admitted first never waits, so all end. Among
+those that wait, the one asked first goes first, whichever queue it is in: nobody takes the pages that it waits for.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from jaxtyping import UInt32
 
 from kinetics_jax.specs import AttentionSpec
 
-from ._pages import PageGroup, TrialPages
+from ._pages import PageGroup, Prompt, TrialPages
 from ._request import Request
 from ._stopping import RepetitionWatch
 
@@ -34,6 +35,7 @@ class Trial:
         log_probs: Their log-probabilities, where they are kept.
         time_s: Its share of the time so far [s].
         num_preemptions: How often it lost its pages.
+        ticket: Number of its submission.
     """
 
     request: Request
@@ -45,6 +47,7 @@ class Trial:
     log_probs: list[float] = field(default_factory=list)
     time_s: float = 0.0
     num_preemptions: int = 0
+    ticket: int = 0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -122,7 +125,7 @@ class Scheduler:
         self.lanes = {spec: Lane(spec, num_slots=num_slots, groups=groups) for spec in attentions}
         self.num_preemptions = 0
         self._num_steps = num_steps
-        self._orders = itertools.count()
+        self._tickets, self._orders = itertools.count(), itertools.count()
         self._num_pending: Counter[tuple[int, ...]] = Counter()
 
     @property
@@ -142,15 +145,25 @@ class Scheduler:
 
     def submit(self, trial: Trial) -> None:
         """Queue a trial."""
-        self.lanes[trial.request.attention].waiting.append(trial)
+        trial.ticket = next(self._tickets)
         self._num_pending[trial.request.prompt_ids] += 1
+        self.lanes[trial.request.attention].waiting.append(trial)
 
     def admit(self) -> None:
         """Fill free slots with trials whose prompts are in pages, and start the next prompt of each group."""
         for group in self.groups:
-            for lane in self.lanes.values():
-                while lane.waiting and (row := lane.free_row(group)) is not None and self._admit_next(lane, group, row):
-                    pass
+            lanes = list(self.lanes.values())
+            while lanes := [lane for lane in lanes if lane.waiting and lane.free_row(group) is not None]:
+                lane = min(lanes, key=lambda lane: lane.waiting[0].ticket)
+                prompt_ids = lane.waiting[0].request.prompt_ids
+                prompt = group.prompt(prompt_ids)
+                if prompt is not None:
+                    has_room = self._admit_next(lane, group, prompt)
+                else:
+                    lanes.remove(lane)  # until its prompt is in pages
+                    has_room = group.filling is not None or group.start_prompt(prompt_ids)
+                if not has_room:
+                    break
 
     def reserve(self, lane: Lane) -> None:
         """Give every running trial of a lane the pages of its next steps, oldest first; preempt the newest for it."""
@@ -169,17 +182,20 @@ class Scheduler:
             for group in self.groups:
                 group.drop_prompt(prompt_ids)
 
-    def _admit_next(self, lane: Lane, group: PageGroup, row: int) -> bool:
-        trial = lane.waiting[0]
-        prompt_ids = trial.request.prompt_ids
-        prompt = group.prompt(prompt_ids)
-        if prompt is None:
-            if group.filling is None:
-                group.start_prompt(prompt_ids)
-            return False
+    def start_over(self) -> None:
+        """Send every running trial back to the front of its queue, as preempted, and forget what pages hold."""
+        for lane in self.lanes.values():
+            for slot in sorted(lane.running, key=lambda slot: slot.order, reverse=True):
+                self._send_back(lane, slot)
+        for group in self.groups:
+            group.forget_all()
+
+    def _admit_next(self, lane: Lane, group: PageGroup, prompt: Prompt) -> bool:
+        trial, row = lane.waiting[0], lane.free_row(group)
+        assert row is not None, "a lane without a free row admits nobody"
         # A trial that was preempted waits until there is room for all it had, lest it be preempted again at once.
         ahead = min(len(trial.token_ids) + self._num_steps, trial.max_gen_len)
-        pages = group.start_trial(prompt, len(prompt_ids) + ahead)
+        pages = group.start_trial(prompt, len(prompt.token_ids) + ahead)
         if pages is None:
             return False
         lane.waiting.popleft()
@@ -194,6 +210,9 @@ class Scheduler:
     def _preempt_newest(self, group: PageGroup) -> None:
         running = [(slot, lane) for lane in self.lanes.values() for slot in lane.running if slot.group is group]
         slot, lane = max(running, key=lambda each: each[0].order)
+        self._send_back(lane, slot)
+
+    def _send_back(self, lane: Lane, slot: Slot) -> None:
         self._vacate(lane, slot)
         slot.trial.num_preemptions += 1
         self.num_preemptions += 1

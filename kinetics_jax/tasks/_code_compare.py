@@ -49,7 +49,14 @@ def _close_numbers(word: str, want: str, tolerance: float) -> bool:
         return False  # "NaN" and "Infinity" are words
     if number == target:
         return True
-    return tolerance > 0 and math.isclose(float(number), float(target), rel_tol=tolerance, abs_tol=tolerance)
+    return tolerance > 0 and _close(number, target, tolerance)
+
+
+def _close(number: float | int | Decimal, target: float | int | Decimal, tolerance: float) -> bool:
+    try:
+        return math.isclose(float(number), float(target), rel_tol=tolerance, abs_tol=tolerance)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def same_value(returned: Any, expected: Any, *, tolerance: float = 0.0) -> bool:
@@ -77,5 +84,5 @@ def same_value(returned: Any, expected: Any, *, tolerance: float = 0.0) -> bool:
             and all(same_value(returned[key], value, tolerance=tolerance) for key, value in expected.items())
         )
     if tolerance > 0 and isinstance(expected, float) and isinstance(returned, (int, float)):
-        return math.isclose(returned, expected, rel_tol=tolerance, abs_tol=tolerance)
+        return _close(returned, expected, tolerance)
     return bool(returned == expected)

@@ -165,9 +165,10 @@ class Judge:
 
         Example:
             >>> tests = OutputTests(pairs=(("1 2", "3"), ("2 2", "4")))
-            >>> Judge().judge("print(sum(map(int, input().split())))", tests).kind
+            >>> judge = Judge(unsafe_no_isolation=True)  # we have read the programs; else leave that out
+            >>> judge.judge("print(sum(map(int, input().split())))", tests).kind
             'pass'
-            >>> Judge().judge("print(3)", tests)
+            >>> judge.judge("print(3)", tests)
             CodeVerdict(kind='wrong', reason="got '3\\n'; expected '4'", test=1)
         """
         return self.judge_many([(program, tests)], num_workers=1)[0]
@@ -248,4 +249,7 @@ def _failed(run: ProgramRun, test: int | None) -> CodeVerdict:
 
 
 def _shown(got: Any, wanted: Any) -> str:
-    return f"got {got!r:.80}; expected {wanted!r:.80}"
+    try:
+        return f"got {got!r:.80}; expected {wanted!r:.80}"
+    except ValueError:  # Python writes no whole numbers of more than some thousand digits
+        return f"got a {type(got).__name__} too large to show"

@@ -51,8 +51,8 @@ class HumanEval:
         ...     id="x", difficulty=0, question="def inc(x):\n    pass\n",
         ...     reference=json.dumps({"entry_point": "inc", "test": "def check(f):\n    assert f(1) == 2\n"}),
         ... )
-        >>> HumanEval(judge=Judge()).grade(problem, "```python\ndef inc(x):\n    return x + 1\n```").score
-        1.0
+        >>> HumanEval().grade(problem, "It is x + 1.")  # judging a program needs a machine that keeps it in
+        TextGrade(answer=None, score=0.0, reason='no program')
     """
 
     data: Path | None = None

@@ -20,6 +20,7 @@ CPU_S, WALL_S = 5.0, 60.0
 _MAX_LEN, _MAX_DEPTH = 2000, 60
 
 _SPACE = re.compile(r"\\(?:left|right|displaystyle|[!,;: ])(?![A-Za-z])|\s+|\\q?quad(?![A-Za-z])")
+_DIGITS_APART = re.compile(rf"(?<=\d)(?:{_SPACE.pattern})+(?=\d)")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|mathbf)\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[^\W\d_]+(?:[ '-]+[^\W\d_]+)*")
 _CHOICE = re.compile(r"\(([A-Za-z])\)")
@@ -94,7 +95,8 @@ def grade_math(reference: str, answer: str) -> Verdict:
 
 
 def _plain(text: str) -> str:
-    """Return the text without what is only typography."""
+    """Return the text without what is only typography; "1 2" is not "12"."""
+    text = _DIGITS_APART.sub("~", text)
     return _SPACE.sub("", re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text))
 
 

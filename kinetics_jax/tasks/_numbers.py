@@ -89,7 +89,8 @@ def read_number(text: str) -> ExactNumber | None:
     magnitude = magnitude.removeprefix("$").strip()
     if _THOUSANDS.match(magnitude):
         magnitude = re.sub(_SEPARATOR, "", magnitude)
-    value = _read_magnitude(_DROPPED.sub("", magnitude).strip())
+    apart = re.sub(r"\\q?quad(?![A-Za-z])", " ", magnitude)  # stands between two numbers, never in one
+    value = _read_magnitude(_DROPPED.sub("", apart).strip())
     return None if value is None else ExactNumber(value=sign * value, is_percent=is_percent)
 
 

@@ -27,6 +27,8 @@ from ._sandbox_values import EXIT_MEMORY, decode_value, read_value, write_value
 Outcome = Literal["ok", "runtime error", "time limit", "memory limit", "output limit"]
 Isolation = Literal["bubblewrap", "namespaces", "none"]
 
+_END_S = 2.0
+"""Wall time a sandbox may take to end by itself [s]."""
 _START_S = 20.0
 """Wall time a sandbox may take to start or to answer beyond the limits of the run, on a machine however busy [s]."""
 _BOOT = """
@@ -129,7 +131,8 @@ class Sandbox:
 
     Example:
         >>> from kinetics_jax.tasks import require_isolation
-        >>> with Sandbox(isolation=require_isolation()) as sandbox:
+        >>> isolation = require_isolation(unsafe_no_isolation=True)  # we have read the program; else leave that out
+        >>> with Sandbox(isolation=isolation) as sandbox:
         ...     sandbox.run("print(int(input()) + 1)", "41").output
         '42\n'
     """
@@ -178,8 +181,13 @@ class Sandbox:
         process, self._process = self._process, None
         if process is None:
             return
-        _kill(process)
-        process.wait()
+        if process.stdin is not None and self.isolation != "none":
+            process.stdin.close()  # an idle one ends by that, and leaves no dead process for the host to bury
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+        if process.returncode is None:
+            _kill(process)
+            process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -281,16 +289,20 @@ class Sandbox:
             raise SandboxError("the sandbox is closed; use it in a with block")
         timer = threading.Timer(wall_s + _START_S, _kill, (process,))
         timer.start()
+        answer = None
         try:
             for request in requests:
                 write_value(process.stdin.fileno(), request)
-            return read_value(process.stdout.fileno(), max_bytes=(1 << 20) + 2 * self.limits.output_bytes)
+            answer = read_value(process.stdout.fileno(), max_bytes=(1 << 20) + 2 * self.limits.output_bytes)
+            return answer
         except (EOFError, BrokenPipeError, ValueError) as error:
             _kill(process)
             said = b"" if process.stderr is None else process.stderr.read()
             raise SandboxError(f"the sandbox gave no answer: {_last_line(said) or error}") from None
         finally:
             timer.cancel()
+            if answer is None:  # Ctrl-C too: the program is still at work
+                _kill(process)
 
 
 def _flags() -> tuple[str, ...]:

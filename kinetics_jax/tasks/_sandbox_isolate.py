@@ -104,20 +104,37 @@ def isolate(config: dict[str, Any]) -> Kernel:
     if config["isolation"] == "namespaces":
         kernel.prctl(_PDEATHSIG, _SIGKILL)
         _volunteer_for_oom()
+        host = _mount_namespace()
         own_id = _enter_namespaces(kernel)
+        if _mount_namespace() == host:  # the call may succeed and do nothing: mounts would be the host's
+            raise OSError("unshare: it succeeded, and this process is where it was")
         child = os.fork()
         if child:
             _, status = os.waitpid(child, 0)
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+        _expect_first_process()
         _build_root(kernel, config)
         if own_id:
             os.setgroups([])
             os.setresgid(own_id, own_id, own_id)
             os.setresuid(own_id, own_id, own_id)
         kernel.drop_capabilities()
+    _expect_first_process()
     kernel.prctl(_PDEATHSIG, _SIGKILL)  # after the change of user, which resets it
     kernel.prctl(_DUMPABLE, 0)
     return kernel
+
+
+def _mount_namespace() -> tuple[int, int]:
+    """Return what tells this process's mounts from those of others."""
+    state = os.stat("/proc/self/ns/mnt")
+    return state.st_dev, state.st_ino
+
+
+def _expect_first_process() -> None:
+    """Refuse to go on outside of a pid namespace of our own, where killing all and emptying /tmp would be meant."""
+    if os.getpid() != 1:
+        raise OSError(f"a sandbox's first process must be number 1 of its namespace; this is {os.getpid()}")
 
 
 def _volunteer_for_oom() -> None:

@@ -18,7 +18,7 @@ from ._sandbox_seccomp import filters_machine
 
 _LIMITS = Limits(cpu_s=5.0, wall_s=15.0, memory_bytes=512 << 20, temp_bytes=1 << 20, num_threads=4)
 _PROBE = """
-import ctypes, os, socket, sys, threading, time
+import ctypes, os, socket, sys, threading
 
 port, host_pid, num_threads, filtered, *paths = sys.stdin.read().split("\\n")
 
@@ -48,13 +48,14 @@ def fork():
         os._exit(0)
 
 def threads():
-    started = []
+    started, enough = [], threading.Event()  # all at a time, however slowly they start
     try:
         for _ in range(int(num_threads) + 8):
-            thread = threading.Thread(target=time.sleep, args=(0.05,))
+            thread = threading.Thread(target=enough.wait)
             thread.start()
             started.append(thread)
     finally:
+        enough.set()
         for thread in started:
             thread.join()
 

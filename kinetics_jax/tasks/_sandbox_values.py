@@ -98,6 +98,9 @@ def _write_container(value: Any, parts: list[bytes]) -> None:
 def decode_value(data: bytes) -> Any:
     """Return the value of bytes made by `encode_value`.
 
+    Numbers can be chosen so that a set of n of them takes n * n steps to make, in one call that nothing interrupts;
+    so the members of sets and dictionaries are limited in number.
+
     Raises:
         ValueError: If they are not; the bytes may come from a hostile program.
 
@@ -121,13 +124,15 @@ _MAX_DEPTH = 100
 """Levels of nesting that are read; the interpreter's own limit is far above."""
 _MAX_ITEMS = 2_000_000
 """Values that are read: a few bytes of a message become up to 216 bytes of memory (an empty set)."""
+_MAX_HASHED = 1 << 13
+"""Members of sets and dictionaries that are read, all of them together."""
 
 
 class _Reader:
     """Walk over the bytes of a value."""
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.at, self.items_left = data, 0, _MAX_ITEMS
+        self.data, self.at, self.items_left, self.hashed_left = data, 0, _MAX_ITEMS, _MAX_HASHED
 
     def read(self, depth: int) -> Any:
         self.items_left -= 1
@@ -153,6 +158,12 @@ class _Reader:
         if depth >= _MAX_DEPTH:
             raise ValueError(f"no plain value: nested more than {_MAX_DEPTH} levels")
         count = 3 if tag == b"r" else int(self._until(b":"))
+        if count < 0:
+            raise ValueError(f"no plain value: {count} items")
+        if tag in b"SZd":
+            self.hashed_left -= count
+            if self.hashed_left < 0:
+                raise ValueError(f"no plain value: more than {_MAX_HASHED} members of sets and dictionaries")
         items = [self.read(depth + 1) for _ in range(count * 2 if tag == b"d" else count)]
         if tag == b"l":
             return items

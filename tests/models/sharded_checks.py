@@ -112,7 +112,7 @@ def check_generation() -> dict[str, Any]:
 
 
 def check_engine() -> dict[str, Any]:
-    """Run the engine with its slots and pages over "data" and KV heads over "model": the same trials, as many programs."""
+    """Run the engine with slots and pages over "data", KV heads over "model": the same trials, as many programs."""
     model = random_decoder(TIED)
     said, num_compilations = [], []
     for place in (model, shard_decoder(model, jax.make_mesh((2, 4), ("data", "model")))):

@@ -1,5 +1,7 @@
-"""`Decoder.extend`: however a text is cut into chunks, and whatever was taken back between, the cache and the logits are
-those of the whole text at once."""
+"""`Decoder.extend`: however a text is cut into chunks, whatever was taken back, the result is that of the whole text.
+
+Nobody has written the pools before: what they hold is NaN.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,9 @@ def whole(model: Decoder) -> np.ndarray:
 
 def empty(model: Decoder) -> PagedCache:
     cache = init_cache(model.spec, num_sequences=NUM_SEQUENCES, num_pages=14, max_len=MAX_LEN, page_len=PAGE_LEN)
-    rubbish = jax.tree.map(lambda pool: pool + 99.0, (cache.key_pages, cache.value_pages, cache.key_means))
+    rubbish = jax.tree.map(
+        lambda pool: jnp.full_like(pool, jnp.nan), (cache.key_pages, cache.value_pages, cache.key_means)
+    )
     leaves = (*rubbish, jnp.asarray(TABLE), cache.lengths)
     return jax.tree.unflatten(jax.tree.structure(cache), leaves)
 
@@ -62,7 +66,9 @@ Step = tuple[list[int], bool]
 
 
 @settings(max_examples=25)
-@given(steps=st.lists(st.tuples(st.lists(st.integers(0, CHUNK_LEN), min_size=2, max_size=2), st.booleans()), max_size=12))
+@given(
+    steps=st.lists(st.tuples(st.lists(st.integers(0, CHUNK_LEN), min_size=2, max_size=2), st.booleans()), max_size=12)
+)
 def test_chunks_and_single_tokens_with_steps_back_equal_the_whole_text(
     model: Decoder, whole: np.ndarray, steps: list[Step]
 ):
@@ -99,10 +105,23 @@ def test_the_first_chunk_needs_no_page(model: Decoder):
 
 
 def test_pages_that_a_sequence_lacks_are_not_written(model: Decoder):
-    cache = empty(model)
+    cache = jax.tree.map(jnp.nan_to_num, empty(model))  # what lies in pages that it lacks is read as well
     short = jnp.asarray(np.where(np.arange(7) < 1, TABLE, -1))
     cache = jax.tree.unflatten(jax.tree.structure(cache), [*jax.tree.leaves(cache)[:3], short, cache.lengths])
     _, written = extend(model, cache, jnp.asarray(TEXTS[:, :CHUNK_LEN]), jnp.array([6, 0]))
     own = np.arange(14) == TABLE[0, 0]
     np.testing.assert_array_equal(written.key_pages[:, ~own], cache.key_pages[:, ~own])
     assert (np.asarray(written.key_pages)[:, own] != np.asarray(cache.key_pages)[:, own]).all()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_donated_pools_are_written_in_place(model: Decoder, is_first: bool):
+    """A pool takes most of a device's memory: one copy of its keys would not fit."""
+    cache = jax.eval_shape(lambda: init_cache(model.spec, num_sequences=1, num_pages=5_000, max_len=8, page_len=4))
+    shapes = jax.ShapeDtypeStruct((1, 4), jnp.int32), cache, jax.ShapeDtypeStruct((1,), jnp.int32)
+    program = jax.jit(lambda *given: model.extend(*given, is_first=is_first), donate_argnums=1)
+    memory = program.lower(*shapes).compile().memory_analysis()
+    assert memory is not None
+    pool_bytes = cache.key_pages.size * cache.key_pages.dtype.itemsize
+    assert memory.alias_size_in_bytes > 2 * pool_bytes
+    assert memory.temp_size_in_bytes < pool_bytes / 10

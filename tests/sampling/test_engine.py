@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from kinetics_jax.attention import _decode
 from kinetics_jax.models import Decoder
 from kinetics_jax.sampling import BudgetForcing, Completion, Engine, Repetition, Request, Stopping, generate
+from kinetics_jax.sampling._pages import PageGroup
+from kinetics_jax.sampling._scheduler import Scheduler, Trial
 from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, SamplingSpec
 from kinetics_jax.zoo import load_zoo_model
 from pallas_kernels import block_topk_decode
@@ -156,6 +158,7 @@ def test_prompts_are_computed_once_for_all_trials_and_their_prefix_once_for_all_
 
 def test_log_probs_are_those_of_the_model(engine: Engine, model: Decoder):
     (said,) = engine.run([request((Dense(), 0, 0))])
+    assert said.log_probs is not None
     text = jnp.asarray([PROMPTS[0] + said.token_ids])
     logits = jax.nn.log_softmax(jax.jit(model)(text)[0], axis=-1)
     places = np.arange(len(PROMPTS[0]) - 1, text.shape[1] - 1)
@@ -186,8 +189,121 @@ def test_loops_and_time_end_a_trial(engine: Engine, wanted: Callable, monkeypatc
     assert_empty(engine)
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_step_that_is_broken_off_loses_no_trial(
+    engine: Engine, wanted: Callable, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+):
+    """Ctrl-C while the second lane decodes, the first having finished trials: before and after the pools come back."""
+    decode, num_calls, num_broken, said = engine._programs.decode, 0, 0, {}
+    broken = (2, 5, 20)  # a trial takes five calls
+
+    def broken_off(*given):
+        nonlocal num_calls
+        num_calls += 1
+        drawn = decode(*given) if is_lost or num_calls not in broken else None
+        if num_calls in broken:
+            raise KeyboardInterrupt
+        return drawn
+
+    monkeypatch.setattr(engine._programs, "decode", broken_off)
+    before = engine.stats
+    for asked in EVERYTHING:
+        engine.submit(request(asked))
+    while not engine.is_idle:
+        try:
+            said |= {each.request.tag: each.token_ids for each in engine.step()}
+        except KeyboardInterrupt:
+            num_broken += 1
+    assert num_broken == len(broken)
+    assert said == {asked: wanted(asked) for asked in EVERYTHING}
+    assert engine.stats.num_tokens - before.num_tokens == sum(map(len, said.values()))
+    assert engine.stats.num_compilations == before.num_compilations
+    assert_empty(engine)
+
+
+def test_what_a_run_left_comes_from_the_next(engine: Engine, wanted: Callable):
+    """Its caller took one completion of several; the generator of the other raised."""
+    said = [next(engine.run(map(request, EVERYTHING[:6])))]
+
+    def raising() -> Iterator[Request]:
+        yield request(EVERYTHING[6])
+        raise RuntimeError("no more problems")
+
+    with pytest.raises(RuntimeError, match="no more problems"):
+        list(engine.run(raising()))
+    said += engine.run([])
+    assert len(said) == 7
+    assert {each.request.tag: each.token_ids for each in said} == {asked: wanted(asked) for asked in EVERYTHING[:7]}
+    assert_empty(engine)
+
+
+def test_the_time_of_a_batch_is_shared_and_that_of_compiling_is_nobodys(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    def time_s() -> tuple[float, float]:
+        before = engine.stats.decode_s
+        said = list(engine.run(map(request, EVERYTHING)))
+        return sum(each.time_s for each in said), engine.stats.decode_s - before
+
+    shared, spent = time_s()
+    assert shared == pytest.approx(spent)
+    programs, decode = engine._programs, engine._programs.decode
+
+    def compiled(*given):
+        programs.num_compilations["first"] = 1
+        return decode(*given)
+
+    monkeypatch.setattr(programs, "num_compilations", programs.num_compilations.copy())
+    monkeypatch.setattr(programs, "decode", compiled)
+    shared, spent = time_s()
+    assert shared < 0.9999 * spent
+
+
+def test_the_one_asked_first_goes_first_whichever_its_batch():
+    """Its prompt is computed first, and while it waits for room nobody asked later takes pages, or its prompt's."""
+    group = PageGroup(5, PAGE_LEN)
+    scheduler = Scheduler(SPECS, num_slots=2, groups=[group], num_steps=NUM_STEPS)
+    first, second = request((SPARSE, 0, 0)), request((Dense(), 1, 0))
+    for asked in (first, second):
+        scheduler.submit(Trial(request=asked, key_data=np.zeros(2, np.uint32), max_gen_len=3))
+    scheduler.admit()
+    assert group.filling is not None
+    assert group.filling.token_ids == first.prompt_ids
+    group.filling.num_filled = len(first.prompt_ids)
+    group.finish_prompt(np.zeros(4, np.float32))
+    taken = group.pool.take(group.pool.num_free)
+    scheduler.admit()
+    assert scheduler.num_running == 0
+    assert group.filling is None
+    assert group.prompt(first.prompt_ids) is not None
+    group.pool.release(taken)
+    scheduler.admit()
+    assert [slot.trial.request for slot in scheduler.lanes[SPARSE].running] == [first]
+
+
+def test_a_prompt_that_nobody_continues_is_given_up_in_every_group():
+    """Two groups fill one prompt; its only trial runs, and ends, in the first before the second is done."""
+    groups = [PageGroup(8, PAGE_LEN), PageGroup(8, PAGE_LEN)]
+    scheduler = Scheduler((Dense(),), num_slots=2, groups=groups, num_steps=NUM_STEPS)
+    asked = request((Dense(), 0, 0))
+    scheduler.submit(Trial(request=asked, key_data=np.zeros(2, np.uint32), max_gen_len=3))
+    scheduler.admit()
+    assert all(group.filling is not None for group in groups)
+    assert groups[0].filling is not None
+    groups[0].filling.num_filled = len(asked.prompt_ids)
+    groups[0].finish_prompt(np.zeros(4, np.float32))
+    scheduler.admit()
+    (lane,) = scheduler.lanes.values()
+    (slot,) = lane.running
+    scheduler.finish(lane, slot)
+    assert scheduler.is_idle
+    for group in groups:
+        group.forget_prefixes()
+        assert group.pool.num_held == 0
+
+
 def test_forced_closings_and_penalties_say_what_generate_says(model: Decoder):
-    """The rest of the state of a row: whether its thought is closed, which tokens it has seen; both after preemption."""
+    """The rest of the state of a row: whether its thought is closed, which tokens it has seen; after preemption too."""
     closing = BudgetForcing(think_len=5, closing_ids=(40, 41), end_think_id=41, answer_len=4)
     sampling = replace(HOT, repetition_penalty=1.5)
     engine = Engine(
@@ -300,7 +416,7 @@ def test_ten_thousand_short_trials_leave_nothing_behind(model: Decoder):
 
 def test_bad_input_is_one_sentence(model: Decoder, engine: Engine):
     def asked(prompt_len: int, max_gen_len: int, **changes) -> Request:
-        return Request(prompt_ids=(20,) * prompt_len, key=KEYS[0], max_gen_len=max_gen_len, **changes)
+        return Request(**{"prompt_ids": (20,) * prompt_len, "key": KEYS[0], "max_gen_len": max_gen_len} | changes)
 
     with pytest.raises(ValueError, match=r"fit the context of 28 tokens; got 20 \+ 9. Use a limit of 8 or less"):
         engine.submit(asked(20, 9))
@@ -308,6 +424,8 @@ def test_bad_input_is_one_sentence(model: Decoder, engine: Engine):
         engine.submit(asked(28, 1))
     with pytest.raises(ValueError, match=r"made for the attention dense, block_topk:4x3; got block_topk:4x5"):
         engine.submit(asked(3, 3, attention=BlockTopK(page_len=4, num_pages=5)))
+    with pytest.raises(ValueError, match=r"prompt_ids must lie in 0\.\.63, the model's vocabulary; got 64\. Use the"):
+        engine.submit(asked(3, 3, prompt_ids=(20, 64, -1)))
     with pytest.raises(ValueError, match="prompt_ids must hold at least one token"):
         asked(0, 3)
     with pytest.raises(ValueError, match="max_gen_len at least 1; got 0 and 0"):

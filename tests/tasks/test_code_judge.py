@@ -117,6 +117,7 @@ EQUAL_TO_ALL = "class Equal({base}):\n    __eq__ = lambda self, other: True\n   
         "def double(x):\n    a = []\n    a.append(a)\n    return a",
         "def double(x):\n    a = []\n    for _ in range(500): a = [a]\n    return a",
         "def double(x): return [0] * 10_000_000",
+        "def double(x): return 10**5000",
         "class Endless(list):\n    def __iter__(s):\n        while True: yield 1\ndef double(x): return Endless([1])",
         "import threading\ndef double(x):\n    threading.Thread(target=lambda: None).start()\n    return 5",
     ],

@@ -2,6 +2,7 @@
 
 import enum
 import math
+import sys
 from collections import Counter, OrderedDict, namedtuple
 from typing import Any
 
@@ -81,7 +82,8 @@ def test_any_bytes_are_a_value_or_an_error(data: bytes):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"x", b"i1", b"iz;", b"s5:ab", b"s-1:", b"l2:N", b"NN", b"l999:N", b"S1:l0:", b"d1:l0:N", b"f;", b"rNNN"],
+    [b"", b"x", b"i1", b"iz;", b"s5:ab", b"s-1:", b"l2:N", b"NN", b"l999:N", b"S1:l0:", b"d1:l0:N", b"f;", b"rNNN",
+     b"l-1:", b"S-9:"],
 )  # fmt: skip
 def test_broken_bytes(data: bytes):
     with pytest.raises(ValueError):  # noqa: PT011 - of several parsers
@@ -94,6 +96,16 @@ def test_small_messages_do_not_become_large_values(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_sandbox_values, "_MAX_ITEMS", 1000)
     with pytest.raises(ValueError, match="more than 1000 items"):
         decode_value(b"l2000:" + b"S0:" * 2000)
+
+
+def test_sets_that_would_take_for_ever_to_make_are_not_read():
+    """All members have the hash 0, so each is compared with all before it."""
+    members = b"".join(b"i%x;" % (n * sys.hash_info.modulus) for n in range(9000))
+    tuple_of_them = decode_value(b"t9000:" + members)
+    assert {hash(member) for member in tuple_of_them} == {0}
+    for data in (b"S9000:" + members, b"d9000:" + members * 2, b"l2:S-9000:Z9000:" + members):
+        with pytest.raises(ValueError, match="no plain value"):
+            decode_value(data)
 
 
 def test_a_value_within_itself_has_no_bytes():
@@ -181,6 +193,7 @@ def test_a_tolerance_is_absolute_or_relative():
     assert not same_output("1" + "0" * 400, "1", tolerance=1e-6)
     assert same_value([1.0000001, {"a": 2}], [1.0, {"a": 2}], tolerance=1e-6)
     assert not same_value(1.0000001, 1.0)
+    assert not same_value(10**400, 1.0, tolerance=1e-6)
 
 
 @pytest.mark.parametrize(

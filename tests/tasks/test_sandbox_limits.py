@@ -78,11 +78,11 @@ def test_a_fork_bomb_without_the_filter_stays_small_and_dies(bare: Sandbox):
 
 def test_threads_are_limited(either: Sandbox):
     program = (
-        "import threading, time\nn = 0\n"
+        "import threading\nn, counted = 0, threading.Event()\n"
         "for _ in range(200):\n"
-        "    try: threading.Thread(target=time.sleep, args=(0.1,)).start(); n += 1\n"
+        "    try: threading.Thread(target=counted.wait).start(); n += 1\n"
         "    except RuntimeError: pass\n"
-        "print(n)"
+        "print(n)\ncounted.set()"
     )
     run = either.run(program)
     assert 1 <= int(run.output) <= either.limits.num_threads + 2

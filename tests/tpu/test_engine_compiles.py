@@ -1,7 +1,8 @@
-"""The engine's decode program of a whole Qwen3-8B, block top-k by Pallas kernels, on TPU slices that need not be there."""
+"""The engine's decode program of Qwen3-8B, block top-k by Pallas kernels, on TPU slices that need not be there."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +45,11 @@ def compile_decode(spec: ModelSpec, topology: str, shape: tuple[int, int]) -> tu
     num_pages += -num_pages % num_groups
     pool = (spec.num_layers, num_pages, spec.num_kv_heads, PAGE_LEN, spec.head_dim)
     places = pool_shardings(model, num_groups)
-    pools = Pools(
-        jax.ShapeDtypeStruct(pool, jnp.bfloat16, sharding=places.key_pages),
-        jax.ShapeDtypeStruct(pool, jnp.bfloat16, sharding=places.value_pages),
-        jax.ShapeDtypeStruct((*pool[:3], pool[4]), jnp.bfloat16, sharding=places.key_means),
+    pools: Any = Pools(
+        *(
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
+            for shape, place in zip((pool, pool, (*pool[:3], pool[4])), places, strict=True)
+        )
     )
     rows, columns = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((DATA_AXIS,), (None, DATA_AXIS)))
     writer = CallWriter(
@@ -58,12 +60,11 @@ def compile_decode(spec: ModelSpec, topology: str, shape: tuple[int, int]) -> tu
         num_remembered=0,
     )
     arrays = writer.batch([None] * NUM_SLOTS)._asdict()
-    batch = Batch(
-        **{
-            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=columns if name == "forced" else rows)
-            for name, array in arrays.items()
-        }
-    )
+    shapes: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=columns if name == "forced" else rows)
+        for name, array in arrays.items()
+    }
+    batch = Batch(**shapes)
     seen = jax.ShapeDtypeStruct((NUM_SLOTS, 0), jnp.bool_, sharding=rows)
     with jax.numpy_dtype_promotion("standard"), _dispatch.targeting("tpu"):
         compiled = programs.lower_decode(pools, seen, batch, ATTENTION).compile()
