@@ -44,13 +44,8 @@ def compile_decode(spec: ModelSpec, topology: str, shape: tuple[int, int]) -> tu
     num_pages = num_groups + NUM_SLOTS * MAX_LEN // PAGE_LEN
     num_pages += -num_pages % num_groups
     pool = (spec.num_layers, num_pages, spec.num_kv_heads, PAGE_LEN, spec.head_dim)
-    places = pool_shardings(model, num_groups)
-    pools: Any = Pools(
-        *(
-            jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
-            for shape, place in zip((pool, pool, (*pool[:3], pool[4])), places, strict=True)
-        )
-    )
+    shapes = zip((pool, pool, (*pool[:3], pool[4])), pool_shardings(model, num_groups), strict=True)
+    pools = Pools._make(jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape, place in shapes)
     rows, columns = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((DATA_AXIS,), (None, DATA_AXIS)))
     writer = CallWriter(
         num_steps=NUM_STEPS,
@@ -60,11 +55,11 @@ def compile_decode(spec: ModelSpec, topology: str, shape: tuple[int, int]) -> tu
         num_remembered=0,
     )
     arrays = writer.batch([None] * NUM_SLOTS)._asdict()
-    shapes: dict[str, Any] = {
+    fields: dict[str, Any] = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=columns if name == "forced" else rows)
         for name, array in arrays.items()
     }
-    batch = Batch(**shapes)
+    batch = Batch(**fields)
     seen = jax.ShapeDtypeStruct((NUM_SLOTS, 0), jnp.bool_, sharding=rows)
     with jax.numpy_dtype_promotion("standard"), _dispatch.targeting("tpu"):
         compiled = programs.lower_decode(pools, seen, batch, ATTENTION).compile()
