@@ -37,6 +37,7 @@ def write_prompt(
         ValueError: If the padded prompt does not fit the shared pages.
 
     Example:
+        >>> from kinetics_jax.attention import init_shared_cache
         >>> from kinetics_jax.specs import MODELS
         >>> model = MODELS["Qwen3-0.6B"]
         >>> cache = init_shared_cache(model, num_trials=2, max_prompt_len=10, max_gen_len=6, page_len=4)
