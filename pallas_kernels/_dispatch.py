@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array
@@ -46,6 +46,28 @@ def targeting(platform: str) -> Iterator[None]:
         yield
 
 
+class _Call(NamedTuple):
+    """Name a function of the modules and all that it is called with but arrays.
+
+    Attributes:
+        function: Its name.
+        options: Keywords.
+        num_arrays: Arrays by position; scales follow.
+        pools: Which of them hold pages; so do scales.
+        page_table: Which of them holds page ids.
+    """
+
+    function: str
+    options: tuple[tuple[str, Any], ...]
+    num_arrays: int
+    pools: tuple[int, ...]
+    page_table: int
+
+    def __call__(self, module: ModuleType, *arrays: Array) -> tuple[Array, ...]:
+        scales = _by_name(arrays[self.num_arrays :])
+        return getattr(module, self.function)(*arrays[: self.num_arrays], **scales, **dict(self.options))
+
+
 def block_topk_decode(
     name: Implementation | None,
     arrays: tuple[Array, ...],
@@ -60,13 +82,8 @@ def block_topk_decode(
     asked = {"summaries": summaries, "num_blocks": counts["num_blocks"]}
     best = _choose(name, tuning, (q, key_pages, page_table), asked)
     options = {"scale": _logit_scale(q, scale), "tuning": tuning, **counts}
-
-    def run(module: ModuleType, *arrays: Array) -> tuple[Array, ...]:
-        return module.block_topk_decode(*arrays[:7], **_by_name(arrays[7:]), **options)
-
-    out, lse, selected = _run(
-        best, name, run, (*arrays, *scales), pools=(1, 2, 4, *range(7, 7 + len(scales))), page_table=5
-    )
+    call = _Call("block_topk_decode", tuple(options.items()), num_arrays=7, pools=(1, 2, 4), page_table=5)
+    out, lse, selected = _run(call, best, name is not None, (*arrays, *scales))
     return out, lse, selected
 
 
@@ -90,11 +107,9 @@ def paged_decode(
             raise NotImplementedError(f"implementation {name!r} takes no token_mask. Use 'xla', or None to choose")
         return _xla.paged_decode(*arrays, **_by_name(scales), token_mask=token_mask, **options)
     best = _choose(name, tuning, (q, key_pages, page_table), asked)
-
-    def run(module: ModuleType, *arrays: Array) -> tuple[Array, ...]:
-        return module.paged_decode(*arrays[:5], **_by_name(arrays[5:]), tuning=tuning, **options)
-
-    out, lse = _run(best, name, run, (*arrays, *scales), pools=(1, 2, *range(5, 5 + len(scales))), page_table=3)
+    options["tuning"] = tuning
+    call = _Call("paged_decode", tuple(options.items()), num_arrays=5, pools=(1, 2), page_table=3)
+    out, lse = _run(call, best, name is not None, (*arrays, *scales))
     return out, lse
 
 
@@ -141,22 +156,24 @@ def _unsupported(name: Implementation, shapes: tuple[Array, Array, Array], asked
     return module.unsupported(*shapes, **asked)
 
 
-def _run(
-    best: Implementation,
-    name: Implementation | None,
-    run: Any,
-    arrays: tuple[Array, ...],
-    *,
-    pools: tuple[int, ...],
-    page_table: int,
-) -> tuple[Array, ...]:
-    if best == "xla":
-        return run(_xla, *arrays)
-    kernel = fold_into_batch(partial(run, _load(best)), pools=pools, page_table=page_table)
-    if name is not None:
+def _run(call: _Call, best: Implementation, is_named: bool, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    return _run_on(call, _xla if best == "xla" else _load(best), None if is_named else _PLATFORMS.get(best), arrays)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_on(call: _Call, module: Any, platform: str | None, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Run it; where it is lowered for another platform, XLA's.
+
+    Under `jit`, so that all layers of a model share what is traced and lowered: seconds for each kernel.
+    """
+    if module is _xla:
+        return call(_xla, *arrays)
+    pools = (*call.pools, *range(call.num_arrays, len(arrays)))
+    kernel = fold_into_batch(partial(call, module), pools=pools, page_table=call.page_table)
+    if platform is None:
         return kernel(*arrays)
     # A machine with an accelerator may still run this on its CPU: only the lowering knows.
-    return jax.lax.platform_dependent(*arrays, **{_PLATFORMS[best]: kernel}, default=partial(run, _xla))
+    return jax.lax.platform_dependent(*arrays, **{platform: kernel}, default=partial(call, _xla))
 
 
 def _by_speed() -> tuple[Implementation, ...]:

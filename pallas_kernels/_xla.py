@@ -220,9 +220,11 @@ def append_kv(
     slots = jnp.arange(page_len, dtype=slot.dtype)[None, :]
     is_new = (slots == slot[:, None])[:, None, :, None]
 
+    # The barrier keeps the read out of the kernel that writes: a GPU's would then need a copy of the pool to read from.
     def renewed(pool: Array, entries: Array) -> Array:
         here = is_new if pool.ndim == 4 else is_new[..., 0]
-        return jnp.where(here, entries.astype(pool.dtype)[:, :, None], pool.at[page_id].get(mode="clip"))
+        pages = jnp.where(here, entries.astype(pool.dtype)[:, :, None], pool.at[page_id].get(mode="clip"))
+        return jax.lax.optimization_barrier(pages)
 
     def put(pool: Array, pages: Array) -> Array:
         return pool.at[page_id].set(pages.astype(pool.dtype), mode="drop", unique_indices=True)

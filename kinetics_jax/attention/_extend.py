@@ -64,11 +64,11 @@ def append_tokens(
     places = jnp.clip(place, 0, keys.shape[1] - 1).reshape(len(keys), -1)[:, :, None, None]
 
     # Whole pages are read before they are written, as in `append_kv`: a read of the means' keys after the write would
-    # race the next layer's write, and XLA would copy the pool to be safe.
+    # race the next layer's write, and XLA would copy the pool to be safe. So it would if one kernel read and wrote.
     def renewed(pool: Array, entries: Array) -> Array:
         fitting = jnp.take_along_axis(entries.astype(pool.dtype), places, axis=1)
         fitting = fitting.reshape(*position.shape, *entries.shape[2:]).swapaxes(2, 3)
-        return jnp.where(is_new, fitting, pool.at[page_ids].get(mode="clip"))
+        return jax.lax.optimization_barrier(jnp.where(is_new, fitting, pool.at[page_ids].get(mode="clip")))
 
     def put(pool: Array, pages: Array) -> Array:
         return pool.at[page_ids].set(pages.astype(pool.dtype), mode="drop", unique_indices=True)

@@ -140,7 +140,9 @@ def copy_pages(
         return split(cache, source, target)
 
     def copied(pool: Array) -> Array:
-        return pool.at[:, target].set(pool.at[:, source].get(mode="clip"), mode="drop")
+        # A kernel that reads and writes the pool would need a copy of it to read from.
+        pages = jax.lax.optimization_barrier(pool.at[:, source].get(mode="clip"))
+        return pool.at[:, target].set(pages, mode="drop")
 
     return dataclasses.replace(
         cache,
