@@ -9,7 +9,7 @@ Called by `_dispatch` with validated arguments. What moves, for one layer of one
                  `_mosaic_gpu_score`                   `_mosaic_gpu_select`, `_mosaic_gpu_attend`
 
 Both launches are bound by the bytes of the top row. Left out: float32 pages (no exact product on tensor cores; XLA's
-runs), windows and masks of tokens, quantised pages.
+runs), windows and masks of tokens.
 """
 
 import jax
@@ -23,6 +23,7 @@ from ._mosaic_gpu_score import PAGES_PER_BLOCK, can_score, score_pages
 from ._mosaic_gpu_tuning import Tuning as Tuning
 from ._mosaic_gpu_tuning import tuned
 from ._mosaic_gpu_work import Work
+from ._quantise import is_quantised
 
 _FIRST_JAX = (0, 11, 0)
 _MAX_PAGES = 8192  # what one warpgroup holds in registers while it selects
@@ -46,8 +47,9 @@ def unsupported(
     group, max_pages = q.shape[1] // num_kv_heads, page_table.shape[1]
     if jax.__version_info__ < _FIRST_JAX:
         return f"implementation 'mosaic_gpu' needs jax >= 0.11; got {jax.__version__}. Use 'xla', or None to choose"
+    dtypes = f"bfloat16 or quantised pages and bfloat16 q; got {key_pages.dtype}, {q.dtype}"
     wanted = [
-        (key_pages.dtype == jnp.bfloat16 == q.dtype, f"bfloat16 pages and q; got {key_pages.dtype}, {q.dtype}"),
+        (q.dtype == jnp.bfloat16 and (key_pages.dtype == jnp.bfloat16 or is_quantised(key_pages)), dtypes),
         (head_dim in (64, 128), f"head_dim 64 or 128; got {head_dim}"),
         (page_len in (8, 16, 32, 64, 128), f"pages of 8, 16, 32, 64 or 128 tokens; got {page_len}"),
         (group <= _MAX_GROUP, f"at most {_MAX_GROUP} query heads for each KV head; got {group}"),
@@ -63,8 +65,8 @@ def unsupported(
 
 def block_topk_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     probe: Float[Array, "B K C"],
     summaries: Float[Array, "R K C"],
     page_table: Int[Array, "B M"],
@@ -74,6 +76,8 @@ def block_topk_decode(
     num_sink_blocks: int,
     num_local_blocks: int,
     scale: float,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     tuning: Tuning | None = None,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"], Int[Array, "B K J"]]:
     """Select pages by their summaries and attend to them; also the log-sum-exp and the selected pages."""
@@ -85,37 +89,51 @@ def block_topk_decode(
     else:  # rows too few or too short to share among 128 lanes
         scores = _xla.score_pages(probe, summaries, page_table)
         scores = jnp.pad(scores, ((0, 0), (0, 0), (0, -scores.shape[2] % PAGES_PER_BLOCK)))
-    work = _plan(q, key_pages, page_table, tuning, num_blocks, num_sink_blocks, num_local_blocks)
-    out, lse, words = attend(work, q, key_pages, value_pages, page_table, lengths, scores=scores, scale=scale)
+    pools = _pools(key_pages, value_pages, key_scales, value_scales)
+    work = _plan(q, pools, page_table, tuning, num_blocks, num_sink_blocks, num_local_blocks)
+    out, lse, words = attend(work, q, pools, page_table, lengths, scores=scores, scale=scale)
     return *_merged(out, lse), _pages_of(words, page_table.shape[1], num_blocks)
 
 
 def paged_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     *,
     scale: float,
     window_len: int | None = None,
     sink_len: int = 0,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     tuning: Tuning | None = None,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
     """Read the whole context; also the log-sum-exp."""
     assert window_len is None, "`unsupported` sends windows elsewhere"
     tuning = tuning or tuned("paged_decode", q, key_pages, page_table, None)
-    work = _plan(q, key_pages, page_table, tuning, page_table.shape[1], 0, 0)
-    out, lse, _ = attend(work, q, key_pages, value_pages, page_table, lengths, scores=None, scale=scale)
+    pools = _pools(key_pages, value_pages, key_scales, value_scales)
+    work = _plan(q, pools, page_table, tuning, page_table.shape[1], 0, 0)
+    out, lse, _ = attend(work, q, pools, page_table, lengths, scores=None, scale=scale)
     return _merged(out, lse)
 
 
+def _pools(key_pages: Array, value_pages: Array, *scales: Array | None) -> tuple[Array, ...]:
+    return (key_pages, value_pages, *(pool for pool in scales if pool is not None))
+
+
 def _plan(
-    q: Array, key_pages: Array, page_table: Array, tuning: Tuning, num_blocks: int, num_sinks: int, num_local: int
+    q: Array,
+    pools: tuple[Array, ...],
+    page_table: Array,
+    tuning: Tuning,
+    num_blocks: int,
+    num_sinks: int,
+    num_local: int,
 ) -> Work:
     """Fill what the tuning leaves open: as many stages as fit, as many parts as keep all multiprocessors busy."""
     (batch_size, num_heads, head_dim), max_pages = q.shape, page_table.shape[1]
-    num_kv_heads, page_len = key_pages.shape[1:3]
+    num_kv_heads, page_len = pools[0].shape[1:3]
     num_ctas = tuning.num_ctas or _num_sms()
     work = Work(
         batch_size=batch_size,
@@ -130,6 +148,8 @@ def _plan(
         num_splits=1,
         num_stages=1,
         num_ctas=num_ctas,
+        entry_bytes=pools[0].dtype.itemsize,
+        scale_bytes=max((scales.dtype.itemsize for scales in pools[2:]), default=0),
     )
     num_splits = tuning.num_splits or _best_splits(work)
     work = work.replace(num_splits=num_splits, num_ctas=min(num_ctas, num_splits * batch_size * num_kv_heads))

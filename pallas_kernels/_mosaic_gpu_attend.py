@@ -5,14 +5,11 @@
     consumer   logits = q K^T, online softmax, out = p V on the tensor cores                    one tile
 
 An item is one part of the pages of one sequence and KV head; block c takes the items c, c + num_ctas, ... The copies
-never wait for a selection but the first: the ring stays full from one item to the next. A tile is 64 tokens: one page
-of 64 or several smaller ones, which keep their order, so that only the last tile of an item has slots to mask.
-
-Rows of q are padded to the 64 that the tensor cores want; the products cost nothing beside the copies. Rows past the
-group hold whatever lies beside it, and their results are dropped.
+never wait for a selection but the first: the ring stays full from one item to the next. A tile is 64 tokens, 128 of
+quantised pages: one page or several smaller ones, which keep their order, so that only the last tile of an item has
+slots to mask. What the consumer does with a tile is in `_mosaic_gpu_tile`, for quantised pages in `_mosaic_gpu_tile8`.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from . import _interpret
+from . import _interpret, _mosaic_gpu_tile, _mosaic_gpu_tile8
 from ._mosaic_gpu_select import select_pages
-from ._mosaic_gpu_work import GROUP_ROWS, ROWS, Item, Queue, Work, query_tiles, rows_of_groups
+from ._mosaic_gpu_work import GROUP_ROWS, Item, Queue, Work, query_tiles, rows_of_groups
 from ._plgpu import plgpu
-
-_LOG2_E = math.log2(math.e)
-_SWIZZLED = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
 
 
 class _Shared(NamedTuple):
@@ -52,41 +46,49 @@ class _Shared(NamedTuple):
     table_here: Any
     selected: Any
     item_done: Any
+    key_scales: Any = None
+    value_scales: Any = None
+    widened_keys: Any = None
+    widened_values: Any = None
 
 
 def attend(
     work: Work,
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    pools: tuple[Array, ...],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     *,
     scores: Float[Array, "B K S"] | None,
     scale: float,
 ) -> tuple[Float[Array, "X B N H"], Float[Array, "X B N"], Int[Array, "B K W"]]:
-    """Return output and log-sum-exp of every part X, and the bit mask of pages; without scores all pages are read."""
-    num_words, num_kv_heads, num_pages = work.num_words, work.num_kv_heads, key_pages.shape[0]
+    """Return output and log-sum-exp of every part X, and the bit mask of pages; without scores all pages are read.
+
+    `pools` are key_pages and value_pages [R, K, P, H], and for quantised pages key_scales and value_scales [R, K, P].
+    """
+    num_words, num_kv_heads = work.num_words, work.num_kv_heads
     batch_size, _, head_dim = q.shape
     out_dtype = q.dtype if work.num_splits == 1 else jnp.float32
     padding = 32 * num_words - page_table.shape[1]
     table = jnp.pad(page_table, ((0, 0), (0, padding))) if padding else page_table
-    inputs = [query_tiles(work, q), key_pages, value_pages, table.reshape(batch_size, num_words, 32), lengths]
+    inputs = [query_tiles(work, q), *pools, table.reshape(batch_size, num_words, 32), lengths]
     if scores is not None:
         inputs.append(scores.reshape(batch_size, num_kv_heads, num_words, 32))
+    scratch = _scratch(work, [pool.dtype for pool in pools], out_dtype)
 
     def kernel(*refs):
-        (q_ref, k_ref, v_ref, table_ref, lengths_ref, *scores_ref), refs = refs[: len(inputs)], refs[len(inputs) :]
-        outs, shared = refs[:3], _Shared(*refs[3:])
+        (q_ref, *others), refs = refs[: len(inputs)], refs[len(inputs) :]
+        pool_refs, (table_ref, lengths_ref, *scores_ref) = others[: len(pools)], others[len(pools) :]
+        outs, shared = refs[:3], _Shared(**dict(zip(scratch, refs[3:], strict=True)))
         queue, warpgroup = Queue(work, lengths_ref, lax.axis_index("block")), lax.axis_index("warpgroup")
 
         @pl.when(warpgroup == 0)
         def _():
-            _consume(work, shared, queue, q_ref, outs, scale * _LOG2_E, bool(scores_ref))
+            _consume(work, shared, queue, q_ref, outs, scale, bool(scores_ref))
 
         @pl.when(warpgroup == 1)
         def _():
-            _produce(work, shared, queue, k_ref, v_ref, num_pages, bool(scores_ref))
+            _produce(work, shared, queue, tuple(pool_refs), bool(scores_ref))
 
         @pl.when(warpgroup == 2)
         def _():
@@ -97,10 +99,10 @@ def attend(
         kernel,
         out_type=(
             jax.ShapeDtypeStruct((*shape, work.group, head_dim), out_dtype),
-            jax.ShapeDtypeStruct((*shape, ROWS), jnp.float32),
+            jax.ShapeDtypeStruct((*shape, *scratch["lse"].shape), jnp.float32),
             jax.ShapeDtypeStruct((batch_size, num_kv_heads, num_words), jnp.int32),
         ),
-        scratch_types=tuple(_scratch(work, key_pages.dtype, out_dtype)),
+        scratch_types=tuple(scratch.values()),
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         grid=(work.num_ctas,),
         grid_names=("block",),
@@ -112,29 +114,25 @@ def attend(
     return out.reshape(-1, *q.shape), rows_of_groups(work, lse), words
 
 
-def _scratch(work: Work, dtype: Any, out_dtype: Any) -> _Shared:
-    tiles, masks = (work.num_stages, work.tile_len, work.head_dim), (work.num_together, work.num_words)
-    return _Shared(
-        q=plgpu.SMEM((ROWS, work.head_dim), dtype, transforms=_SWIZZLED),
-        keys=plgpu.SMEM(tiles, dtype, transforms=_SWIZZLED),
-        values=plgpu.SMEM(tiles, dtype, transforms=_SWIZZLED),
-        weights=plgpu.SMEM((ROWS, work.tile_len), dtype, transforms=_SWIZZLED),
-        out=plgpu.SMEM((ROWS, work.head_dim), out_dtype),
-        lse=plgpu.SMEM((ROWS,), jnp.float32),
-        scores=plgpu.SMEM((*masks, 32), jnp.float32),
-        words=plgpu.SMEM((work.num_masks, *masks), jnp.int32),
-        tied=plgpu.SMEM(masks, jnp.int32),
-        num_tied=plgpu.SMEM(masks, jnp.int32),
-        table=plgpu.SMEM((work.num_tables, work.num_words, 32), jnp.int32),
-        q_here=plgpu.Barrier(),
-        scores_here=plgpu.Barrier(num_arrivals=work.num_together),
-        keys_here=plgpu.Barrier(num_arrivals=work.pages_per_tile, num_barriers=work.num_stages),
-        values_here=plgpu.Barrier(num_arrivals=work.pages_per_tile, num_barriers=work.num_stages),
-        tile_free=plgpu.Barrier(num_barriers=work.num_stages),
-        table_here=plgpu.Barrier(num_barriers=work.num_tables),
-        selected=plgpu.Barrier(num_barriers=work.num_tables),
-        item_done=plgpu.Barrier(num_arrivals=2, num_barriers=work.num_tables),  # producer and consumer
-    )
+def _scratch(work: Work, dtypes: list[Any], out_dtype: Any) -> dict[str, Any]:
+    """Return the shared memory and the barriers by their names in `_Shared`."""
+    masks = (work.num_together, work.num_words)
+    page_dtype, _, *scale_dtypes = dtypes
+    return _of_tile(work).scratch(work, page_dtype, out_dtype, *scale_dtypes) | {
+        "scores": plgpu.SMEM((*masks, 32), jnp.float32),
+        "words": plgpu.SMEM((work.num_masks, *masks), jnp.int32),
+        "tied": plgpu.SMEM(masks, jnp.int32),
+        "num_tied": plgpu.SMEM(masks, jnp.int32),
+        "table": plgpu.SMEM((work.num_tables, work.num_words, 32), jnp.int32),
+        "q_here": plgpu.Barrier(),
+        "scores_here": plgpu.Barrier(num_arrivals=work.num_together),
+        "keys_here": plgpu.Barrier(num_arrivals=work.copies_per_tile, num_barriers=work.num_stages),
+        "values_here": plgpu.Barrier(num_arrivals=work.copies_per_tile, num_barriers=work.num_stages),
+        "tile_free": plgpu.Barrier(num_barriers=work.num_stages),
+        "table_here": plgpu.Barrier(num_barriers=work.num_tables),
+        "selected": plgpu.Barrier(num_barriers=work.num_tables),
+        "item_done": plgpu.Barrier(num_arrivals=2, num_barriers=work.num_tables),  # producer and consumer
+    }
 
 
 def _mask(work: Work, shared: _Shared, i: Any) -> Any:
@@ -213,7 +211,11 @@ def _load_table(shared: _Shared, queue: Queue, i: Any, slot: Any, table_ref: Any
     plgpu.copy_gmem_to_smem(table_ref.at[b], shared.table.at[slot], shared.table_here.at[slot])
 
 
-def _produce(work: Work, shared: _Shared, queue: Queue, k_ref: Any, v_ref: Any, num_pages: int, masked: bool):
+def _produce(work: Work, shared: _Shared, queue: Queue, pools: tuple[Any, ...], masked: bool):
+    num_pages = pools[0].shape[0]
+    rings, scale_rings = (shared.keys, shared.values), (shared.key_scales, shared.value_scales)
+    arrivals = shared.keys_here, shared.values_here
+
     def body(i, start):
         slot, now = i % work.num_tables, queue.item(i)
         plgpu.barrier_wait(shared.selected.at[slot])
@@ -226,12 +228,14 @@ def _produce(work: Work, shared: _Shared, queue: Queue, k_ref: Any, v_ref: Any, 
             def _():
                 plgpu.barrier_wait(shared.tile_free.at[stage])
 
-            for pool, ring, here in (
-                (k_ref, shared.keys, shared.keys_here),
-                (v_ref, shared.values, shared.values_here),
-            ):
-                target = ring.at[stage, pl.ds(part * work.page_len, work.page_len)]
-                plgpu.copy_gmem_to_smem(pool.at[page_id, now.k], target, here.at[stage])
+            slots = pl.ds(part * work.page_len, work.page_len)
+            for pool, ring, here in zip(pools, rings, arrivals, strict=False):
+                plgpu.copy_gmem_to_smem(pool.at[page_id, now.k], ring.at[stage, slots], here.at[stage])
+            for scales, ring, here in zip(pools[2:], scale_rings, arrivals, strict=False):
+                # Copies that fill with zeros start at multiples of 128 bytes only: here any page does instead.
+                source = scales.at[jnp.minimum(page_id, num_pages - 1), now.k]
+                promise = plgpu.OOBFillMode.PROMISE_IN_BOUNDS
+                plgpu.copy_gmem_to_smem(source, ring.at[stage, slots], here.at[stage], oob_mode=promise)
 
         if masked:
             _for_each_page(_mask(work, shared, i), shared.table.at[slot], now, copy)
@@ -268,8 +272,9 @@ def _for_each_page(words: Any, table: Any, now: Item, copy: Any) -> None:
     lax.fori_loop(0, words.shape[0], word, jnp.int32(0))
 
 
-def _consume(work: Work, shared: _Shared, queue: Queue, q_ref: Any, outs: Any, factor: float, masked: bool):
+def _consume(work: Work, shared: _Shared, queue: Queue, q_ref: Any, outs: Any, scale: float, masked: bool):
     out_ref, lse_ref, _ = outs
+    of_tile = _of_tile(work)
 
     def body(i, start):
         slot, now = i % work.num_tables, queue.item(i)
@@ -286,21 +291,12 @@ def _consume(work: Work, shared: _Shared, queue: Queue, q_ref: Any, outs: Any, f
         num_valid = end - now.first * work.page_len
         plgpu.barrier_wait(shared.q_here)
 
-        empty = plgpu.layout_cast(jnp.full((ROWS,), 0, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
-        acc = plgpu.layout_cast(jnp.full((ROWS, work.head_dim), 0, jnp.float32), plgpu.Layout.WGMMA)
-        acc, peak, total = lax.fori_loop(
-            0,
-            now.num_tiles,
-            lambda t, carry: _add_tile(
-                work, shared, (start + t) % work.num_stages, num_valid - t * work.tile_len, factor, carry
-            ),
-            (acc, empty - jnp.inf, empty),
-        )
-        some = total > 0
-        inverse = jnp.where(some, 1.0 / jnp.where(some, total, 1.0), 0.0)
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        shared.out[...] = (acc * _to_rows(inverse, acc)).astype(shared.out.dtype)
-        shared.lse[...] = jnp.where(some, peak / _LOG2_E + jnp.log(jnp.where(some, total, 1.0)), -jnp.inf)
+        def add(t, carry):
+            stage = (start + t) % work.num_stages
+            return of_tile.add(work, shared, stage, num_valid - t * work.tile_len, scale, carry)
+
+        found = lax.fori_loop(0, now.num_tiles, add, of_tile.start(work))
+        of_tile.store(shared, found)
         plgpu.commit_smem()
         rows = pl.ds(now.k % work.heads_per_tile * work.group, work.group)
         plgpu.copy_smem_to_gmem(shared.out.at[rows], out_ref.at[now.split, now.b, now.k])
@@ -311,42 +307,6 @@ def _consume(work: Work, shared: _Shared, queue: Queue, q_ref: Any, outs: Any, f
     plgpu.wait_smem_to_gmem(0)
 
 
-def _add_tile(work: Work, shared: _Shared, slot: Any, num_left: Any, factor: float, carry: tuple) -> tuple:
-    """Add one tile to the running softmax; logits are in base 2, and slots from `num_left` on hold nothing."""
-    acc, peak, total = carry
-    plgpu.barrier_wait(shared.keys_here.at[slot])
-    shape = (ROWS, work.tile_len)
-
-    def logits_of(acc_ref):
-        plgpu.wgmma(acc_ref, shared.q, shared.keys.at[slot].transpose((1, 0)))
-        return acc_ref[...]
-
-    logits = pl.run_scoped(logits_of, plgpu.ACC(shape, jnp.float32)) * factor
-    position = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
-    logits = jnp.where(position < num_left, logits, -jnp.inf)
-    new_peak = jnp.maximum(peak, logits.max(axis=1))
-    keep = jnp.exp2(peak - new_peak)
-    weights = jnp.exp2(logits - _to_rows(new_peak, logits))
-    total = total * keep + weights.sum(axis=1)
-    shared.weights[...] = weights.astype(shared.weights.dtype)
-    plgpu.commit_smem()
-    plgpu.barrier_wait(shared.values_here.at[slot])
-
-    @pl.when(num_left < work.tile_len)
-    def _():  # 0 * NaN = NaN: slots that hold nothing must be blanked in the values too
-        values = plgpu.load(shared.values.at[slot], layout=plgpu.Layout.WGMMA)
-        key = plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=plgpu.Layout.WGMMA)
-        shared.values[slot] = jnp.where(key < num_left, values, jnp.zeros((), values.dtype))
-        plgpu.commit_smem()
-
-    def product(acc_ref):
-        plgpu.wgmma(acc_ref, shared.weights, shared.values.at[slot])
-        return acc_ref[...]
-
-    added = pl.run_scoped(product, plgpu.ACC(acc.shape, jnp.float32))
-    plgpu.barrier_arrive(shared.tile_free.at[slot])
-    return acc * _to_rows(keep, acc) + added, new_peak, total
-
-
-def _to_rows(values: Any, like: Any) -> Any:
-    return lax.broadcast_in_dim(values, like.shape, [0])
+def _of_tile(work: Work) -> Any:
+    """Return what a tile of these pages needs, and what is done with it."""
+    return _mosaic_gpu_tile8 if work.scale_bytes else _mosaic_gpu_tile

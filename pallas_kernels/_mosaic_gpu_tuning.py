@@ -9,7 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
+
+from ._quantise import is_quantised
 
 FOLDER = Path(__file__).with_name("tuned")
 
@@ -20,7 +22,7 @@ class Tuning:
 
     Attributes:
         num_splits: Parts into which the pages of one sequence and KV head are cut, merged by log-sum-exp.
-        num_stages: Tiles of 64 tokens that are on their way into shared memory at a time.
+        num_stages: Tiles of 64 tokens (128 of 8 bits) that are on their way into shared memory at a time.
         num_ctas: Thread blocks, which stay and take one part after another; one fits on a multiprocessor.
         num_pages_in_flight: Pages whose means one warpgroup loads before it multiplies the first.
     """
@@ -34,7 +36,7 @@ class Tuning:
 def tuned(
     operation: str,
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     num_blocks: int | None,
 ) -> Tuning:
@@ -48,7 +50,7 @@ def tuned(
 def key_of(
     operation: str,
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     num_blocks: int | None,
 ) -> str:
@@ -56,7 +58,8 @@ def key_of(
     num_kv_heads, page_len, head_dim = key_pages.shape[1:]
     sizes = f"B={q.shape[0]} K={num_kv_heads} G={q.shape[1] // num_kv_heads} H={head_dim} P={page_len}"
     read = "" if num_blocks is None else f" J={num_blocks}"
-    return f"{operation} {sizes} M={page_table.shape[1]}{read}"
+    kind = f" {key_pages.dtype}" if is_quantised(key_pages) else ""
+    return f"{operation} {sizes} M={page_table.shape[1]}{read}{kind}"
 
 
 def table_file(device_kind: str) -> Path:

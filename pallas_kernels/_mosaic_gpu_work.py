@@ -34,6 +34,8 @@ class Work:
         num_splits: Parts into which the pages of a sequence and KV head are cut.
         num_stages: Tiles in the ring.
         num_ctas: Thread blocks.
+        entry_bytes: Size of a number in the pages [bytes].
+        scale_bytes: Size of the scale of a vector [bytes]; 0 for pages without.
     """
 
     batch_size: int
@@ -48,6 +50,8 @@ class Work:
     num_splits: int
     num_stages: int
     num_ctas: int
+    entry_bytes: int = 2
+    scale_bytes: int = 0
 
     def replace(self, **changes: int) -> "Work":
         """Return a copy with other sizes."""
@@ -55,13 +59,18 @@ class Work:
 
     @property
     def tile_len(self) -> int:
-        """Tokens of a tile."""
-        return max(64, self.page_len)
+        """Tokens of a tile: as many bytes of either kind of pages."""
+        return max(128 // self.entry_bytes, self.page_len)
 
     @property
     def pages_per_tile(self) -> int:
         """Pages of a tile."""
         return self.tile_len // self.page_len
+
+    @property
+    def copies_per_tile(self) -> int:
+        """Copies that bring the keys of a tile, or its values."""
+        return self.pages_per_tile * (2 if self.scale_bytes else 1)
 
     @property
     def num_words(self) -> int:
@@ -97,12 +106,16 @@ class Work:
     @property
     def stage_bytes(self) -> int:
         """Shared memory of one stage [bytes]."""
-        return 2 * 2 * self.tile_len * self.head_dim
+        return 2 * self.tile_len * (self.entry_bytes * self.head_dim + self.scale_bytes)
 
     @property
     def fixed_bytes(self) -> int:
         """Shared memory of everything else, rounded up generously [bytes]."""
-        rows = ROWS * (2 * self.head_dim + 2 * self.tile_len + (2 if self.num_splits == 1 else 4) * self.head_dim + 4)
+        num_rows = GROUP_ROWS if self.scale_bytes else ROWS
+        out_bytes = (2 if self.num_splits == 1 else 4) * self.head_dim
+        rows = num_rows * (2 * self.head_dim + 2 * self.tile_len + out_bytes + 4)
+        if self.scale_bytes:
+            rows += 2 * self.tile_len * self.head_dim  # widened values
         per_word = self.num_together * (32 + 2 + self.num_masks) + 32 * self.num_tables
         return rows + 4 * self.num_words * per_word + 12 * 1024  # barriers, alignment, and scratch of reductions
 
@@ -172,7 +185,7 @@ def query_tiles(work: Work, q: Float[Array, "B N H"]) -> Float[Array, "B X 8 H"]
     return jnp.pad(groups, ((0, 0), (0, 0), (0, GROUP_ROWS - work.group), (0, 0)))
 
 
-def rows_of_groups(work: Work, lse: Float[Array, "X B K 64"]) -> Float[Array, "X B N"]:
+def rows_of_groups(work: Work, lse: Float[Array, "X B K _"]) -> Float[Array, "X B N"]:
     """Take the rows of each KV head's group out of the padded log-sum-exps."""
     per_tile, shape = work.heads_per_tile, lse.shape[:2]
     if per_tile == 1:

@@ -5,6 +5,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pallas_kernels.benchmarks._shape import Shape
 
@@ -35,4 +36,4 @@ def shapes_around(centre: Shape) -> Iterator[tuple[str, Shape]]:
         sizes = ("context_len", "budget_len", "page_len", "batch_size")
         num_others = sum(getattr(shape, size) != getattr(centre, size) for size in sizes)
         if num_others == 0 or (num_others == 1 and shape.group == centre.group):
-            yield name, shape
+            yield name, replace(shape, kv_dtype=centre.kv_dtype)

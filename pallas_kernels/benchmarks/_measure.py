@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import block_topk_decode, paged_decode, quantise_pages
 from pallas_kernels._results import BlockTopKResult
 from pallas_kernels.benchmarks._shape import Shape
 
@@ -19,7 +20,7 @@ NUM_RUNS, NUM_CALLS = 20, 100
 
 
 def make_cache(shape: Shape, seed: int = 0, max_pool_bytes: int = MAX_POOL_BYTES) -> tuple[jax.Array, ...]:
-    """Return q, key_pages, value_pages, key_means, page_table, lengths in random bfloat16."""
+    """Return q, key_pages, value_pages, key_means, page_table, lengths of random numbers; and scales if quantised."""
     return cache_maker(shape, max_pool_bytes)(jax.random.key(seed))
 
 
@@ -40,7 +41,36 @@ def _make(key: jax.Array, shape: Shape, num_pages: int) -> tuple[jax.Array, ...]
     table = ids.reshape(shape.batch_size, shape.max_pages).astype(jnp.int32)
     lengths = jnp.full(shape.batch_size, shape.context_len, jnp.int32)
     means = normal(keys[3], (num_pages, shape.num_kv_heads, shape.head_dim))
-    return q, normal(keys[1], pool), normal(keys[2], pool), means, table, lengths
+    key_pages, value_pages = normal(keys[1], pool), normal(keys[2], pool)
+    if shape.kv_dtype == "bfloat16":
+        return q, key_pages, value_pages, means, table, lengths
+    key_pages, key_scales = quantise_pages(key_pages, shape.kv_dtype)
+    value_pages, value_scales = quantise_pages(value_pages, shape.kv_dtype)
+    return q, key_pages, value_pages, means, table, lengths, key_scales, value_scales
+
+
+def topk_step(shape: Shape, implementation: Any) -> Any:
+    """Return the jitted function of a cache that reads the best pages."""
+
+    def step(*cache: jax.Array) -> jax.Array:
+        options: Any = {"implementation": implementation, **_scales(cache)}
+        return block_topk_decode(*cache[:6], num_blocks=shape.num_blocks, **options)
+
+    return jax.jit(step)
+
+
+def dense_step(implementation: Any) -> Any:
+    """Return the jitted function of a cache that reads all pages."""
+
+    def step(*cache: jax.Array) -> jax.Array:
+        options: Any = {"implementation": implementation, **_scales(cache)}
+        return paged_decode(*cache[:3], *cache[4:6], **options)
+
+    return jax.jit(step)
+
+
+def _scales(cache: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
+    return dict(zip(("key_scales", "value_scales"), cache[6:], strict=False))
 
 
 def copy_bytes_per_s() -> float:

@@ -1,7 +1,9 @@
-"""Time one layer's decode against its byte floor: `python -m pallas_kernels.benchmarks.decode [--grid none|small]`.
+"""Time one layer's decode against its byte floor: `python -m pallas_kernels.benchmarks.decode [--grid none]`.
 
     shape A   64 sequences, 8 KV heads of 4 query heads, width 128, context 16,384, pages of 16, budget 1,024
     grid      the shapes that differ from it in one thing: heads, context, budget, page or batch size
+
+With `--kv-dtype int8` or `float8_e4m3fn` both are of quantised pages, with a bfloat16 scale for each vector.
 
 Floors: the bytes that must be read (page means and selected pages, or all pages), at the rate of a copy measured in
 the same run. Peers in the same run: XLA's implementation and, where torch and flashinfer can be imported, FlashInfer
@@ -18,8 +20,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +33,28 @@ LEAST_FLOOR_S, TARGET = 50e-6, 0.75
 """Rows of the grid with a larger floor are counted against the target."""
 
 
-def shape_a_rows(implementation: Any, copy_rate: float) -> list[dict[str, Any]]:
-    """Return the rows of shape A: ours, XLA's and the peers."""
-    import jax
+def shape_a_rows(implementation: Any, shape: Shape, copy_rate: float) -> list[dict[str, Any]]:
+    """Return the rows of shape A: ours, XLA's and, of bfloat16 pages, the peers."""
+    from pallas_kernels.benchmarks._measure import dense_step, kernels_s, make_cache, median_s, topk_step
 
-    from pallas_kernels import block_topk_decode, paged_decode
-    from pallas_kernels.benchmarks._measure import kernels_s, make_cache, median_s
-
-    shape = SHAPE_A
     cache = make_cache(shape)
     rows = []
     names: list[Any] = [implementation, "xla"]
     for name in dict.fromkeys(names):
-        topk: Any = partial(block_topk_decode, num_blocks=shape.num_blocks, implementation=name)
-        whole: Any = partial(paged_decode, implementation=name)
-        for what, decode, arguments, num_bytes in (
-            ("block top-k", topk, cache, shape.topk_bytes),
-            ("dense", whole, cache[:3] + cache[4:], shape.dense_bytes),
+        for what, step, num_bytes in (
+            ("block top-k", topk_step(shape, name), shape.topk_bytes),
+            ("dense", dense_step(name), shape.dense_bytes),
         ):
-            step = jax.jit(decode)
-            seconds = median_s(step, *arguments)
-            rows.append(row(f"{what}, {name}", seconds, num_bytes, copy_rate, kernels_s(step, *arguments)))
-    del cache, arguments
-    for name, seconds in peers(asdict(shape)).items():
+            seconds = median_s(step, *cache)
+            rows.append(row(f"{what}, {name}", seconds, num_bytes, copy_rate, kernels_s(step, *cache)))
+    del cache
+    for name, seconds in (peers(asdict(shape)) if shape.kv_dtype == "bfloat16" else {}).items():
         num_bytes = shape.dense_bytes if "dense" in name else shape.topk_bytes
         rows.append(row(name, seconds, num_bytes, copy_rate))
     return rows
 
 
-def peers(shape: dict[str, int]) -> dict[str, float]:
+def peers(shape: dict[str, Any]) -> dict[str, float]:
     """Return what the peers take [s] by name, and nothing where they are not installed."""
     if not all(importlib.util.find_spec(name) for name in ("torch", "flashinfer")):
         return {}
@@ -72,20 +66,18 @@ def peers(shape: dict[str, int]) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def grid_rows(implementation: Any, copy_rate: float) -> list[dict[str, Any]]:
+def grid_rows(implementation: Any, centre: Shape, copy_rate: float) -> list[dict[str, Any]]:
     """Return the rows of the shapes around shape A, all compiled before the first is timed."""
     import jax
 
-    from pallas_kernels import block_topk_decode
-    from pallas_kernels.benchmarks._measure import cache_maker, kernels_s, median_s
+    from pallas_kernels.benchmarks._measure import cache_maker, kernels_s, median_s, topk_step
 
     def compiled(shape: Shape) -> tuple[Any, Any]:
-        make = cache_maker(shape)
-        step = jax.jit(partial(block_topk_decode, num_blocks=shape.num_blocks, implementation=implementation))
-        key = jax.random.key(0)
-        return make.lower(key).compile(), step.lower(*jax.eval_shape(make, key)).compile()
+        make, key = cache_maker(shape), jax.random.key(0)
+        step = topk_step(shape, implementation).lower(*jax.eval_shape(make, key))
+        return make.lower(key).compile(), step.compile()
 
-    shapes = list(shapes_around(SHAPE_A))
+    shapes = list(shapes_around(centre))
     with ThreadPoolExecutor() as pool:
         programs = list(pool.map(compiled, [shape for _, shape in shapes]))
     rows = []
@@ -104,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Time one layer's decode against its byte floor.")
     parser.add_argument("--implementation", default="mosaic_gpu", help="what is timed beside XLA's")
     parser.add_argument("--grid", choices=("none", "small"), default="small")
+    kv_dtypes = ("bfloat16", "int8", "float8_e4m3fn")
+    parser.add_argument("--kv-dtype", choices=kv_dtypes, default="bfloat16", help="what the pages hold")
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/decode.json"))
     options = parser.parse_args(arguments)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peers need memory too
@@ -113,10 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     copy_rate = copy_bytes_per_s()
     print(f"{jax.devices()[0].device_kind}: copy {copy_rate / 1e9:,.0f} GB/s", flush=True)
-    rows = shape_a_rows(options.implementation, copy_rate)
+    shape = replace(SHAPE_A, kv_dtype=options.kv_dtype)
+    rows = shape_a_rows(options.implementation, shape, copy_rate)
     print(text_of(rows), flush=True)
     if options.grid != "none":
-        of_grid = grid_rows(options.implementation, copy_rate)
+        of_grid = grid_rows(options.implementation, shape, copy_rate)
         print(summary_of(of_grid, least_floor_s=LEAST_FLOOR_S, target=TARGET))
         rows += of_grid
     report = provenance("decode") | {"copy_bytes_per_s": copy_rate, "rows": rows}

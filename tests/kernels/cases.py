@@ -129,6 +129,12 @@ class Effort(NamedTuple):
         return [layout for layout in layouts if self.runs(layout)]
 
     @property
+    def quantised_layouts(self) -> list[Layout]:
+        """What the implementation runs of quantised pages, in passing too."""
+        layouts = self.layouts if self.is_native or self.level else INTERPRETED_LAYOUTS
+        return [layout for layout in layouts if layout.page_dtype and self.runs(layout)]
+
+    @property
     def real_sizes(self) -> list[tuple[int, int, Layout]]:
         return [size for size in REAL_SIZES if self.runs(size[2])] if self.level == 2 else []
 

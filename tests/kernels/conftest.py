@@ -62,7 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture, options in {
         "layout": lambda effort: effort.layouts,
         "one_layout": lambda effort: effort.layouts[:1],
-        "quantised_layout": lambda effort: [layout for layout in effort.layouts if layout.page_dtype][:1],
+        "quantised_layout": lambda effort: effort.quantised_layouts[:1],
         "real_size": lambda effort: effort.real_sizes,
     }.items():
         if fixture in metafunc.fixturenames:

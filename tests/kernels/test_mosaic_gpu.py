@@ -40,12 +40,19 @@ WORK = Work(
         # Two KV heads share a tile of queries; every block takes several items, of two parts a row.
         (Layout(16, 2, 4, 64, "bfloat16"), {"num_blocks": 3, "num_sink_blocks": 1}, {"num_splits": 2, "num_ctas": 3}),
         (Layout(64, 8, 3, 64, "bfloat16"), {"num_blocks": 2, "num_local_blocks": 0}, {"num_stages": 2}),
+        # The same with tiles of 128 tokens, widened.
+        (
+            Layout(16, 2, 4, 64, "bfloat16", "float8_e4m3fn"),
+            {"num_blocks": 3, "num_sink_blocks": 1},
+            {"num_splits": 2, "num_ctas": 3},
+        ),
+        (Layout(64, 1, 3, 128, "bfloat16", "int8"), {"num_blocks": 3, "num_local_blocks": 0}, {"num_stages": 2}),
     ],
 )
 def test_interpreted_decodes_equal_the_oracle(layout, counts, tuning):
     case = make_case([0, layout.page_len + 1, 5 * layout.page_len], layout, max_pages=5)
     got = contract.run("block_topk_decode", "mosaic_gpu", case, **counts, tuning=_mosaic_gpu.Tuning(**tuning))
-    wanted = reference_block_topk_decode(*case.arguments("block_topk_decode"), **counts)
+    wanted = reference_block_topk_decode(*case.arguments("block_topk_decode"), **case.scales, **counts)
     assert contract._as_lists(got.selected, case.max_pages) == wanted.read
     contract.assert_close(got.out, wanted.out, contract.TOLERANCE["bfloat16"], "out")
     contract.assert_close(got.lse, wanted.lse, contract.LSE_TOLERANCE["bfloat16"], "lse")
@@ -53,25 +60,35 @@ def test_interpreted_decodes_equal_the_oracle(layout, counts, tuning):
 
 @needs_mosaic
 @pytest.mark.parametrize(
-    ("num_kv_heads", "group", "head_dim", "page_len", "max_pages"),
-    [(8, 5, 128, 128, 64), (1, 8, 64, 16, 4096), (2, 1, 64, 32, 64), (4, 4, 128, 64, 200)],
+    ("num_kv_heads", "group", "head_dim", "page_len", "max_pages", "dtypes"),
+    [
+        (8, 5, 128, 128, 64, ("bfloat16", None)),
+        (1, 8, 64, 16, 4096, ("bfloat16", None)),
+        (2, 1, 64, 32, 64, ("bfloat16", None)),
+        (4, 4, 128, 64, 200, ("bfloat16", None)),
+        (8, 4, 128, 16, 64, ("int8", "bfloat16")),
+        (2, 8, 64, 8, 64, ("float8_e4m3fn", "bfloat16")),
+        (4, 1, 128, 128, 64, ("float8_e4m3fn", "float32")),
+    ],
 )
-def test_lowers_for_cuda(num_kv_heads, group, head_dim, page_len, max_pages):
+def test_lowers_for_cuda(num_kv_heads, group, head_dim, page_len, max_pages, dtypes):
     """Mosaic decides on layouts, tilings and registers when it lowers, which needs no GPU."""
 
     def shape(*sizes, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(sizes, dtype)
 
-    pages = shape(9, num_kv_heads, page_len, head_dim)
+    pages = shape(9, num_kv_heads, page_len, head_dim, dtype=dtypes[0])
+    scales = {name: shape(*pages.shape[:3], dtype=dtypes[1]) for name in ("key_scales", "value_scales") if dtypes[1]}
     q, summaries = shape(3, num_kv_heads * group, head_dim), shape(9, num_kv_heads, head_dim)
     table, lengths = shape(3, max_pages, dtype=jnp.int32), shape(3, dtype=jnp.int32)
 
-    def decode(q, pages, summaries, table, lengths):
+    def decode(q, pages, summaries, table, lengths, scales):
         probe = jnp.zeros((3, num_kv_heads, head_dim))
         counts: Any = {"num_blocks": 8, "num_sink_blocks": 1, "num_local_blocks": 1}
-        return _mosaic_gpu.block_topk_decode(q, pages, pages, probe, summaries, table, lengths, scale=0.1, **counts)
+        arrays = (q, pages, pages, probe, summaries, table, lengths)
+        return _mosaic_gpu.block_topk_decode(*arrays, scale=0.1, **counts, **scales)
 
-    lowered = jax.jit(decode).trace(q, pages, summaries, table, lengths).lower(lowering_platforms=("cuda",))
+    lowered = jax.jit(decode).trace(q, pages, summaries, table, lengths, scales).lower(lowering_platforms=("cuda",))
     # Rows of less than a warpgroup's 128 lanes are scored by XLA.
     num_kernels = 1 if num_kv_heads * head_dim < 128 else 2
     assert lowered.as_text().count("stablehlo.custom_call @mosaic_gpu") == num_kernels
@@ -80,7 +97,9 @@ def test_lowers_for_cuda(num_kv_heads, group, head_dim, page_len, max_pages):
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
-        ({"dtype": "float32"}, r"runs bfloat16 pages and q; got float32, float32"),
+        ({"dtype": "float32"}, r"runs bfloat16 or quantised pages and bfloat16 q; got float32, float32"),
+        ({"dtype": "float32", "page_dtype": "int8"}, r"runs bfloat16 or .* and bfloat16 q; got int8, float32"),
+        ({"page_dtype": "float8_e5m2"}, r"runs bfloat16 or .* and bfloat16 q; got float8_e5m2, bfloat16"),
         ({"head_dim": 96}, r"runs head_dim 64 or 128; got 96"),
         ({"page_len": 4}, r"runs pages of 8, 16, 32, 64 or 128 tokens; got 4"),
         ({"group": 16}, r"runs at most 8 query heads for each KV head; got 16"),
@@ -90,15 +109,28 @@ def test_what_it_does_not_run_is_said_by_name(changed, what, monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
     layout = Layout(16, 2, 4, 64, "bfloat16")
     assert _mosaic_gpu.unsupported(*_arrays(layout)) is None
+    assert _mosaic_gpu.unsupported(*_arrays(layout._replace(page_dtype="int8"))) is None
     assert _mosaic_gpu.unsupported(*_arrays(layout), window_len=3) is not None
     with pytest.raises(AssertionError, match=what):
         assert _mosaic_gpu.unsupported(*_arrays(layout._replace(**changed))) is None
 
 
 def _arrays(layout: Layout) -> tuple[jax.Array, jax.Array, jax.Array]:
-    pages = jnp.zeros((1, layout.num_kv_heads, layout.page_len, layout.head_dim), layout.dtype)
+    sizes = (1, layout.num_kv_heads, layout.page_len, layout.head_dim)
+    pages = jnp.zeros(sizes, layout.page_dtype or layout.dtype)
     q = jnp.zeros((1, layout.num_kv_heads * layout.group, layout.head_dim), layout.dtype)
     return q, pages, jnp.zeros((1, 4), jnp.int32)
+
+
+def test_tiles_of_either_kind_have_the_same_bytes():
+    """128 tokens of 8 bits, 64 of 16; beside them a scale for each vector."""
+    quantised = WORK.replace(entry_bytes=1, scale_bytes=2)
+    assert (WORK.tile_len, quantised.tile_len) == (64, 128)
+    assert (WORK.pages_per_tile, quantised.pages_per_tile) == (4, 8)
+    assert (WORK.stage_bytes, quantised.stage_bytes) == (2 * 64 * 256, 2 * 128 * 130)
+    assert (WORK.copies_per_tile, quantised.copies_per_tile) == (4, 16)
+    for work in (WORK, quantised, quantised.replace(page_len=128, num_splits=2)):
+        assert work.fixed_bytes + 3 * work.stage_bytes <= _mosaic_gpu._SHARED_BYTES
 
 
 def test_rows_are_cut_where_blocks_would_idle():
