@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from checkpoints_conversion import HfTokenizer, load_tokenizer
 from kinetics_jax.models import MODEL_FILE, ModelFile, load_model, shard_decoder
+from kinetics_jax.specs import MODELS, ModelSpec
 from kinetics_jax.tasks import Pathfind, Task, TextTask, get_task, tokenised
 from kinetics_jax.zoo import MINI_MODELS, ZooModel, load_zoo_model
 
@@ -41,6 +43,19 @@ def load_any_model(name_or_folder: str, *, dtype: str | None = None, mesh: Mesh 
         tokenizer=load_tokenizer(folder),
         weights_hash=_converted_hash(folder),
     )
+
+
+def known_models(folders: Sequence[Path]) -> dict[str, ModelSpec]:
+    """Return the geometries of the catalogue and of the models in these folders, by the names in their traces.
+
+    Args:
+        folders: Converted checkpoints, or folders in Hugging Face layout; only their configs are read.
+
+    Raises:
+        ValueError: If a folder has no config that is understood.
+    """
+    specs = [_geometry(folder) for folder in folders]
+    return {**MODELS, **{spec.name: spec for spec in specs}}
 
 
 def task_for(name: str, data: Path | None, tokenizer: HfTokenizer, *, enable_thinking: bool) -> Task:
@@ -78,6 +93,22 @@ def parse_mesh(text: str) -> Mesh:
 
 def _knows(tokenizer: HfTokenizer, vocabulary: tuple[str, ...]) -> bool:
     return all(tokenizer.backend.token_to_id(word) == number for number, word in enumerate(vocabulary))
+
+
+def _geometry(folder: Path) -> ModelSpec:
+    if (folder / MODEL_FILE).is_file():
+        return ModelFile.read(folder).spec
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{folder} has no {MODEL_FILE}, and {file.name} cannot be read ({type(error).__name__}). "
+            "Give the folder of a model."
+        ) from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold a JSON object; got {type(config).__name__}")
+    return ModelSpec.from_hf_config(config, name=folder.resolve().name)
 
 
 def _converted_hash(folder: Path) -> str:

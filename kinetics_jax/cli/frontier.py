@@ -1,6 +1,7 @@
 """`kinetics frontier`: what each budget buys, from traces, scored on trials that the choice has not seen."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from kinetics_jax.scaling import (
     pareto_frontier,
     tradeoff_table,
 )
-from kinetics_jax.specs import HARDWARE, MODELS
+from kinetics_jax.specs import HARDWARE
 from kinetics_jax.zoo import RECORDED_TRACES
 
 from ._app import app
+from ._loading import known_models
 from ._output import print_json, print_table
 from ._pricing import AsJson, CombineText, Hardware, parse_combine
 from ._study import PRICES, STRATEGIES, Price, StrategyName
@@ -34,6 +36,10 @@ def frontier(
     model: Annotated[
         list[str] | None, typer.Option(help="Models to choose among; repeat for more.", show_default="all")
     ] = None,
+    geometry: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a model that the catalogue lacks; repeat for more.", show_default="none"),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Task, where there are several.")] = None,
     average: Annotated[
         bool, typer.Option("--average", help="Budgets are means over requests, not caps on each.")
@@ -43,16 +49,23 @@ def frontier(
 ) -> None:
     """Print the best accuracy at rising prices, and which model, attention and length or trials buy it."""
     how, what, paid = parse_combine(combine), _parse_strategy(strategy), _parse_price(price)
-    chip = HARDWARE[hardware]
+    chip, known = HARDWARE[hardware], known_models(geometry or ())
     tables = one_task(load_tables(traces, models=model or ()), traces, task)
+    unknown = sorted({table.model for table in tables if table.model not in known})
+    if unknown:
+        raise ValueError(
+            f"{traces} has traces of {', '.join(unknown)}, whose geometry the catalogue lacks, so that nothing can be "
+            "priced. Give the model's folder with --geometry."
+        )
     with named(traces):
-        tradeoff = tradeoff_table(tables, models=MODELS, hardware=chip, price=paid, combine=how, strategy=what)
+        tradeoff = tradeoff_table(tables, models=known, hardware=chip, price=paid, combine=how, strategy=what)
         bought = (allocate_average if average else allocate)(tradeoff, tradeoff.budget_grid())
     content = {
         "traces": str(traces),
         "task": tables[0].task,
         "num_problems": len(tradeoff.problems),
         "num_trials": int(sum(table.mask.sum() for table in tables)),
+        "num_right": int(sum(((table.solved_len <= table.max_gen_len) & table.mask).sum() for table in tables)),
         "models": list(tradeoff.models),
         "strategy": strategy,
         "price": price,
@@ -128,6 +141,11 @@ def _print_rows(content: dict[str, Any], points: int) -> None:
     rows = content["rows"]
     if not rows:
         typer.echo(f"No budget solves any of the {content['num_problems']} problems of {content['task']}.")
+        if content["num_right"]:
+            typer.echo(
+                f"{content['num_right']:,} of {content['num_trials']:,} trials are right: too few to choose on one "
+                "half of them and to score on the other."
+            )
         return
     kept = np.unique(np.linspace(0, len(rows) - 1, min(points, len(rows))).round().astype(int)).tolist()
     unit = "FLOPs" if content["price"] == "flops" else "eFLOPs"

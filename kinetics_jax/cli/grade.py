@@ -17,6 +17,9 @@ from ._app import app, console
 from ._output import print_json, print_table
 from ._pricing import AsJson
 
+_SHOWN = 12
+"""Reasons that are printed, the commonest first: programs fail in many ways."""
+
 
 @app.command()
 def grade(
@@ -109,8 +112,10 @@ def _print(done: Regrading, as_json: bool) -> None:
         [(str(row["before"]), str(row["after"]), f"{row['num_rows']:,}") for row in verdicts],
         num_labels=2,
     )
-    for reason, count in done.reasons.items():
+    for reason, count in list(done.reasons.items())[:_SHOWN]:
         typer.echo(f"{reason}: {count:,}")
+    if len(done.reasons) > _SHOWN:
+        typer.echo(f"{len(done.reasons) - _SHOWN:,} rarer reasons: --json has all")
     if done.num_without_ids:
         typer.echo(f"{done.num_without_ids:,} traces hold no token ids and stay as they are")
     typer.echo(f"{done.num_changed:,} rows written anew" if done.num_changed else "nothing changed")

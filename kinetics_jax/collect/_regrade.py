@@ -92,11 +92,13 @@ class _Grader:
         self._tasks, self._models, self._num_threads = tasks, models, num_threads
         self._on_progress = on_progress
         self._texts: dict[str, dict[str, TextProblem]] = {}
+        self._versions: dict[str, tuple[str, str]] = {}
 
     def __call__(self, traces: Sequence[Trace]) -> list[Trace]:
         wanted = [trace for trace in traces if self._is_wanted(trace)]
         for name in dict.fromkeys(trace.task for trace in wanted):
             self._find_texts(name, {trace.problem for trace in wanted if trace.task == name})
+            self._versions[name] = (self._tasks[name].revision, self._tasks[name].licence)
         run = map if self._num_threads == 1 else self.threads.map
         graded = dict(zip((trace.key for trace in wanted), run(self._grade, wanted), strict=True))
         self.num_rows += len(traces)
@@ -123,14 +125,17 @@ class _Grader:
         self.verdicts[_verdict(trace.score), _verdict(grade.score)] += 1
         if grade.reason:
             self.reasons[grade.reason] += 1
-        task = self._tasks[trace.task]
+        revision, licence = self._versions[trace.task]
+        new = (grade.answer, grade.score, grade.solved_len, revision, licence)
+        if new == (trace.answer, trace.score, trace.solved_len, trace.task_revision, trace.task_licence):
+            return trace  # a new row would be checked token by token
         return replace(
             trace,
             answer=grade.answer,
             score=grade.score,
             solved_len=grade.solved_len,
-            task_revision=task.revision,
-            task_licence=task.licence,
+            task_revision=revision,
+            task_licence=licence,
         )
 
     def _find_texts(self, name: str, ids: set[str]) -> None:

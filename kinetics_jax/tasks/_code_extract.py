@@ -1,4 +1,4 @@
-"""Which program does an answer hand in? The last fenced one after the thought."""
+"""Which program does an answer hand in? The last fenced one after the thought, unless the task knows better."""
 
 import re
 
@@ -29,10 +29,20 @@ def extract_program(text: str) -> Answer | None:
         >>> extract_program("<think>```python\nprint(1)\n```") is None
         True
     """
+    programs = fenced_programs(text)
+    return programs[-1] if programs else None
+
+
+def fenced_programs(text: str) -> list[Answer]:
+    """Return the fenced programs after the thought: those marked as Python, or the unmarked ones where none is.
+
+    Args:
+        text: All that was generated, thought included.
+    """
     start = answer_start(text)
     if start is None:
-        return None
-    found: dict[str, Answer] = {}
+        return []
+    found: dict[str, list[Answer]] = {}
     opened: re.Match[str] | None = None
     text, thought = text[start:], text[:start]  # the answer's first line may follow the thought without a break
     for fence in _FENCE.finditer(text):
@@ -46,8 +56,8 @@ def extract_program(text: str) -> Answer | None:
             opened = None
     if opened is not None:
         _keep(found, text, opened, len(text), len(text))
-    last = found.get("python", found.get(""))
-    return None if last is None else Answer(text=last.text, end=len(thought) + (last.end or 0))
+    programs = found.get("python", found.get("", []))
+    return [Answer(text=each.text, end=len(thought) + (each.end or 0)) for each in programs]
 
 
 def _language(word: str) -> str:
@@ -55,7 +65,7 @@ def _language(word: str) -> str:
     return "python" if first in _PYTHON else first
 
 
-def _keep(found: dict[str, Answer], text: str, opened: re.Match[str], stop: int, end: int) -> None:
+def _keep(found: dict[str, list[Answer]], text: str, opened: re.Match[str], stop: int, end: int) -> None:
     body = text[opened.end() + 1 : stop]
     if body.strip():
-        found[_language(opened.group(2))] = Answer(text=body, end=end)
+        found.setdefault(_language(opened.group(2)), []).append(Answer(text=body, end=end))

@@ -27,6 +27,8 @@ GYM_FAMILIES = (
 )
 """Families that are tasks: words, arithmetic and graphs. Their names are those of the package."""
 
+_GRADER = "gym-1"
+"""Name of the rules that find an answer and hand it to a verifier; it rises when a verdict changes."""
 _SEEDS = {"train": 0, "held_out": 1}
 _CPU_S, _WALL_S = 10.0, 60.0
 _POSE_CPU_S = 120.0
@@ -62,8 +64,8 @@ class GymTask:
 
     @property
     def revision(self) -> str:
-        """The version of reasoning-gym, which makes the problems and judges the answers."""
-        return _version()
+        """The version of reasoning-gym, which makes the problems and judges the answers, and the name of our rules."""
+        return f"{_version()}/{_GRADER}"
 
     @property
     def licence(self) -> str:

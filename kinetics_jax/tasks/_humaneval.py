@@ -13,13 +13,14 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
+import re
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
 from ._code_cache import VerdictCache
-from ._code_extract import extract_program
+from ._code_extract import fenced_programs
 from ._code_grade import grade_program
 from ._code_judge import CheckTests, Judge
 from ._rows import HubRows, rows_revision
@@ -33,7 +34,7 @@ _SOURCE = HubRows(repo=f"{_PACKAGE} on PyPI", revision=_SHA256, split="test")
 _INSTRUCTION = (
     "Complete the function below. Answer with the whole function, imports included, in one fenced block of Python."
 )
-_GRADER = "code-1"
+_GRADER = "code-2"  # code-1 took the last program of all, be it an example of a call
 
 
 @final
@@ -112,8 +113,16 @@ class HumanEval:
         return [{"role": "user", "content": f"{_INSTRUCTION}\n\n```python\n{problem.question.rstrip()}\n```"}]
 
     def extract(self, problem: TextProblem, text: str, *, finished: bool = True) -> Answer | None:
-        """Return the last fenced program after the thought."""
-        return extract_program(text)
+        """Return the last fenced program after the thought that defines the function; else the last of all.
+
+        Models like to show, in a fence of its own, how the function is called.
+        """
+        programs = fenced_programs(text)
+        function = re.compile(
+            rf"^[ \t]*def[ \t]+{re.escape(json.loads(problem.reference)['entry_point'])}\b", re.MULTILINE
+        )
+        defining = [program for program in programs if function.search(program.text)]
+        return (defining or programs or [None])[-1]
 
     def grade(self, problem: TextProblem, text: str, *, finished: bool = True) -> TextGrade:
         """Judge the program by the problem's assertions; ungradable where this machine cannot keep it in."""

@@ -109,6 +109,11 @@ def test_nothing_solved_and_nothing_chosen_are_said(kinetics, tmp_path: Path, mo
     finished = kinetics("frontier", "--traces", tmp_path / "wrong.parquet")
     assert (finished.code, finished.out) == (0, "No budget solves any of the 6 problems of pathfind.\n")
 
+    (first,) = [trace for trace in traces if trace.score][:1]
+    write_traces([*[each for each in wrong if each.key != first.key], first], tmp_path / "lucky.parquet")
+    lucky = kinetics("frontier", "--traces", tmp_path / "lucky.parquet", "--points", 3).out
+    assert "No budget solves any of the 6 problems of pathfind.\n1 of 48 trials are right: too few" in lucky
+
     # At some means the halves of the trials afford a choice, and all of them together do not.
     write_traces([trace for trace in traces if trace.problem == traces[0].problem], tmp_path / "one.parquet")
     one = ("frontier", "--traces", tmp_path / "one.parquet", "--strategy", "best_of_n", "--average")
@@ -167,4 +172,4 @@ def test_bad_traces_are_named(kinetics, tmp_path: Path):
     write_traces(
         [Trace(**{**vars(trace), "model": "Qwen9", "run": "q"}) for trace in traces_of()[:4]], alien / "t.parquet"
     )
-    assert "unknown model 'Qwen9'" in said(alien)
+    assert "has traces of Qwen9, whose geometry the catalogue lacks" in said(alien)

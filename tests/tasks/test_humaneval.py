@@ -12,6 +12,7 @@ from kinetics_jax.tasks._humaneval import program_tests
 from kinetics_jax.tasks._sandbox import Isolation
 
 TASK = HumanEval(judge=Judge(limits=Limits(cpu_s=10.0, wall_s=60.0)))
+NAME = "has_close_elements"  # the function of the first problem
 OTHER = """
 def _other(value):
     if isinstance(value, bool): return not value
@@ -62,6 +63,9 @@ def test_answers_as_models_write_them(isolation: Isolation, problems: list[TextP
         f"<think>Compare all pairs.</think>Here it is:\n\n```python\n{solution(problem)}```\nDone.": 1.0,
         f"```python\n{body}```": 1.0,  # a continuation of the prompt
         f"```python\n{mutated(problem)}\n```": 0.0,
+        f"```python\n{solution(problem)}```\nFor example:\n```python\nprint({NAME}([1.0], 0.5))\n```": 1.0,
+        f"```python\n{mutated(problem)}\n```\nNo:\n```python\n{solution(problem)}```": 1.0,  # the last that counts
+        f"```python\n{solution(problem)}```\nOr:\n```python\ndef {NAME}(*a): return 1": 0.0,
         f"<think>```python\n{solution(problem)}```": 0.0,  # only thought
         "The function is easy to write.": 0.0,
         "```python\nhas_close_elements = lambda *a: True\n```": 0.0,
@@ -72,7 +76,7 @@ def test_answers_as_models_write_them(isolation: Isolation, problems: list[TextP
     grades = {text: quick.grade(problem, text) for text in texts}
     assert {text: grade.score for text, grade in grades.items()} == texts
     assert [grade.reason.split(":")[0] for grade in grades.values()] == [
-        "", "", "wrong", "no program", "no program", "wrong", "runtime error", "time limit",
+        "", "", "wrong", "", "", "wrong", "no program", "no program", "wrong", "runtime error", "time limit",
     ]  # fmt: skip
     answer = next(iter(grades.values())).answer
     assert answer is not None
@@ -91,7 +95,7 @@ def test_the_prompt_asks_for_the_whole_function_and_shows_no_test(problems: list
 def test_the_task_is_known_and_its_file_can_be_given(tmp_path: Path, problems: list[TextProblem]):
     task = get_task("humaneval")
     assert isinstance(task, TextTask)
-    assert (task.size, task.licence, task.revision) == (164, "MIT", "b796127e635a/code-1")
+    assert (task.size, task.licence, task.revision) == (164, "MIT", "b796127e635a/code-2")
     rows = [json.dumps(row(problem)) for problem in problems[:3]]
     for data, content in (
         ("a.jsonl", "\n".join(rows).encode()),

@@ -1,6 +1,7 @@
 """Answers of mathematics: a corpus of pairs with their verdicts, what must not matter, and graders that hang."""
 
 import json
+import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinetics_jax.tasks import AIME25, Answer, TextProblem, grade_math
+from kinetics_jax.tasks import AIME25, Answer, TextProblem, _math_grading, grade_math
 from kinetics_jax.tasks._math_answer import final_answer
 from kinetics_jax.tasks._math_grading import Verdict, ask_math_verify
 from kinetics_jax.tasks._workers import NoAnswer, WorkerPool
@@ -52,6 +53,7 @@ def test_golden_corpus(group: str):
 def test_order_and_threads_change_no_verdict():
     rows = [row for group in ("fractions", "surds", "sets", "algebra") for row in GROUPS[group]]
     grade_math.cache_clear()
+    _math_grading._remembered.cache_clear()
     with ThreadPoolExecutor(4) as threads:
         scores = list(threads.map(lambda row: score_of(row["reference"], text_of(row)), rows[::-1]))
     assert scores[::-1] == [SCORES[row["verdict"]] for row in rows]
@@ -142,6 +144,25 @@ def test_workers_that_die_or_wait_give_no_answer():
     with pytest.raises(NoAnswer, match="time limit"):
         pool.ask({"kind": "compare", "reference": "1", "answer": "2"}, cpu_s=5.0, wall_s=0.0)
     pool.close()
+
+
+def test_threads_that_ask_the_same_compare_once(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, str]] = []
+    verdicts: list[Verdict] = []
+    pair = ("u+v", "v+u+w")  # of no other test
+    second = threading.Thread(target=lambda: verdicts.append(grade_math(*pair)))
+
+    def ask(reference: str, answer: str) -> Verdict:
+        asked.append((reference, answer))
+        if len(asked) == 1:  # while the first is at it, another thread asks
+            second.start()
+            second.join(timeout=0.1)
+        return Verdict(score=0.0)
+
+    monkeypatch.setattr(_math_grading, "ask_math_verify", ask)
+    verdicts.append(grade_math(*pair))
+    second.join()
+    assert (asked, verdicts) == ([pair], [Verdict(score=0.0)] * 2)
 
 
 def test_missing_library_names_the_extra():
