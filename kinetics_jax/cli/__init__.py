@@ -1,5 +1,6 @@
 """Run it: the command `kinetics`, one file a command."""
 
+from . import allocate as allocate
 from . import bench as bench
 from . import capacity as capacity
 from . import card as card

@@ -16,8 +16,11 @@ from ._kv_growth import kv_per_token as kv_per_token
 from ._laws import law_bands as law_bands
 from ._length_trials import length_vs_trials as length_vs_trials
 from ._methods import methods_compared as methods_compared
+from ._optimum import optimum_with_cost as optimum_with_cost
 from ._phi_by_len import phi_by_len as phi_by_len
 from ._style import CannotWriteError as CannotWriteError
+from ._surface_fit import surface_fit as surface_fit
+from ._tangency import tangency as tangency
 from ._throughput import ThroughputRow as ThroughputRow
 from ._throughput import throughput as throughput
 from ._throughput import throughput_rows as throughput_rows

@@ -4,11 +4,22 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 from kinetics_jax.cost import Combine
-from kinetics_jax.scaling import Allocation, Tradeoff, allocate, by_difficulty, model_frontiers, tradeoff_table
+from kinetics_jax.scaling import (
+    AccuracySurface,
+    Allocation,
+    Tradeoff,
+    allocate,
+    by_difficulty,
+    fit_accuracy_surface,
+    model_frontiers,
+    tradeoff_table,
+)
 from kinetics_jax.specs import MODELS, HardwareSpec, ModelSpec
 
 StrategyName = Literal["long_cot", "best_of_n"]
 Price = Literal["flops", "eflops"]
+_NUM_STEPS = 150
+"""Steps of a fit: more move no line of a figure."""
 
 
 class GroupData:
@@ -85,6 +96,23 @@ class GroupData:
             for grade, curve in self._kept[key].items():
                 panels.setdefault(grade, {})[method] = curve
         return panels
+
+    def of_method(self, method: str) -> list[Any]:
+        """Return the tables of one attention method, and the dense ones that a surface of it is fitted to as well.
+
+        Raises:
+            ValueError: If the method was not run.
+        """
+        if method not in self.methods:
+            raise ValueError(f"no traces of {method!r}. There are {', '.join(self.methods)}.")
+        return [table for table in self.tables if _method(table.attention) in ("dense", method)]
+
+    def surface(self, method: str) -> AccuracySurface:
+        """Return the law of all models under one attention method."""
+        key = ("surface", method)
+        if key not in self._kept:
+            self._kept[key] = fit_accuracy_surface(self.of_method(method), num_steps=_NUM_STEPS)
+        return self._kept[key]
 
 
 def _method(attention: str) -> str:

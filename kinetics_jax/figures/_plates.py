@@ -11,14 +11,21 @@ import numpy as np
 from kinetics_jax.cost import Combine, eflops, request_cost
 from kinetics_jax.scaling import (
     AdaptivePolicy,
+    Bounds,
+    RequestPrice,
+    Setting,
     accuracy_by_budget,
     allocate,
     choice_power_law,
     evaluate_policy,
+    grid_optimum,
+    grid_points,
     length_trials_correlation,
+    optimal_allocation,
+    request_price,
     wrong_law_cost,
 )
-from kinetics_jax.specs import MODELS, Dense, parse_attention
+from kinetics_jax.specs import MODELS, Dense, ModelSpec, PageSelection, parse_attention
 
 from ._adaptive import adaptive_policy
 from ._breakdown import cost_breakdown
@@ -30,12 +37,16 @@ from ._iso_cost import iso_cost_contours
 from ._laws import law_bands
 from ._length_trials import length_vs_trials
 from ._methods import methods_compared
+from ._optimum import optimum_with_cost
 from ._phi_by_len import phi_by_len
 from ._style import METHOD_STYLES, WORTH_DRAWING
+from ._surface_fit import surface_fit
+from ._tangency import tangency
 
 Paths = tuple[Path, Path]
 _TITLES = {"long_cot": "Long-CoT", "best_of_n": "Best-of-N"}
 _NUM_POLICY_BUDGETS = 24
+_NUM_OPTIMA, _NUM_TANGENCIES = 24, 5
 _TARGETS = np.arange(0.05, 1.0, 0.05)
 """Accuracies at which the laws are compared; finer steps show noise, not laws."""
 
@@ -137,6 +148,71 @@ def _methods(data: GroupData, path: Path, svg: bool) -> Paths:
     return methods_compared(accuracy_by_budget(data.tables), path, svg=svg)
 
 
+def _surface_fit(method: str, data: GroupData, path: Path, svg: bool) -> Paths:
+    return surface_fit(grid_points(data.surface(method), data.of_method(method)), path, svg=svg)
+
+
+def _box(method: str, data: GroupData, num_trials: int) -> tuple[Bounds, list[float]]:
+    """Return what was recorded as a box, and its KV budgets; of several pages the smallest."""
+    specs = [parse_attention(table.attention) for table in data.of_method(method)]
+    pages = {spec: spec.page_len if isinstance(spec, PageSelection) else 1 for spec in specs}
+    sparse = [spec for spec in specs if not isinstance(spec, Dense)]
+    page = min(pages[spec] for spec in sparse)
+    lens = sorted({float(spec.budget_len) for spec in sparse if pages[spec] == page})
+    longest = float(min(table.max_gen_len for table in data.tables))
+    bounds = Bounds(
+        gen_len=(max(1.0, longest / 32), longest),
+        num_trials=(1.0, float(num_trials)) if num_trials > 1 else 1.0,
+        budget_len=(lens[0], None),
+        page_len=float(page),
+    )
+    return bounds, lens
+
+
+def _price_and_range(method: str, data: GroupData, spec: ModelSpec, bounds: Bounds) -> tuple[RequestPrice, np.ndarray]:
+    """Return a model's price and budgets from above its cheapest setting to its dearest one."""
+    prompt_len, longest = _mean_lens(data)
+    price = request_price(spec, method, data.hardware, prompt_len=prompt_len)
+    ends = []
+    for end, whole in ((0, bounds.ends("budget_len")[0]), (1, float(prompt_len + longest))):
+        lens, trials = bounds.ends("gen_len")[end], bounds.ends("num_trials")[end]
+        ends.append(float(price(Setting(gen_len=lens, num_trials=trials, budget_len=whole, page_len=bounds.page_len))))
+    return price, np.geomspace(1.05 * ends[0], ends[1], _NUM_OPTIMA)
+
+
+def _optimum(method: str, data: GroupData, path: Path, svg: bool) -> Paths:
+    """Draw each model's optimum over length, trials and KV budget beside the best of the recorded grid."""
+    num_trials = min(table.num_trials for table in data.of_method(method))
+    bounds, budget_lens = _box(method, data, num_trials)
+    longest = bounds.ends("gen_len")[1]
+    optima, grid = {}, {}
+    for spec in data.specs:
+        law = data.surface(method).of_model(spec.name)
+        price, budgets = _price_and_range(method, data, spec, bounds)
+        optima[spec.name] = optimal_allocation(law, price, budgets, bounds=bounds)
+        grid[spec.name] = grid_optimum(
+            law,
+            price,
+            budgets,
+            gen_lens=[longest * 2 ** (-step / 2) for step in range(11)],
+            num_trials=[2.0**power for power in range(num_trials.bit_length())],
+            budget_lens=budget_lens,
+            page_lens=[bounds.page_len],
+        )
+    return optimum_with_cost(optima, path, grid=grid, title=METHOD_STYLES[method][0], svg=svg)
+
+
+def _tangency(method: str, data: GroupData, path: Path, svg: bool) -> Paths:
+    """Draw the largest model's length and KV budget for single trials."""
+    bounds, _ = _box(method, data, 1)
+    spec = data.specs[-1]
+    law = data.surface(method).of_model(spec.name)
+    price, budgets = _price_and_range(method, data, spec, bounds)
+    some = budgets[np.linspace(2, _NUM_OPTIMA - 3, _NUM_TANGENCIES).round().astype(int)]
+    optima = optimal_allocation(law, price, some, bounds=bounds)
+    return tangency(law, price, optima, path, bounds=bounds, title=f"{spec.name}, {METHOD_STYLES[method][0]}", svg=svg)
+
+
 def _mean_lens(data: GroupData) -> tuple[int, int]:
     """Return the mean prompt and the longest generation of the tables [tokens]."""
     return round(float(np.mean(data.tables[0].prompt_len))), max(table.max_gen_len for table in data.tables)
@@ -215,4 +291,7 @@ GROUP_PLATES: tuple[Plate, ...] = (
     Plate(name="iso_cost", draw=_iso_cost),
     Plate(name="phi_by_len", draw=_phi),
     Plate(name="cost_breakdown", draw=_breakdown),
+    *(Plate(name=f"surface_fit_{method}", draw=partial(_surface_fit, method)) for method in _SPARSE),
+    *(Plate(name=f"optimum_{method}", draw=partial(_optimum, method)) for method in _SPARSE),
+    *(Plate(name=f"tangency_{method}", draw=partial(_tangency, method)) for method in _SPARSE),
 )
