@@ -18,6 +18,9 @@ from ._length_trials import length_vs_trials as length_vs_trials
 from ._methods import methods_compared as methods_compared
 from ._optimum import optimum_with_cost as optimum_with_cost
 from ._phi_by_len import phi_by_len as phi_by_len
+from ._speed_up import SpeedUp as SpeedUp
+from ._speed_up import speed_up as speed_up
+from ._speed_up import speed_ups as speed_ups
 from ._style import CannotWriteError as CannotWriteError
 from ._surface_fit import surface_fit as surface_fit
 from ._tangency import tangency as tangency

@@ -11,6 +11,7 @@ from kinetics_jax.specs import MODELS, HardwareSpec
 from ._data import GroupData
 from ._kv_growth import kv_per_token
 from ._plates import GROUP_PLATES, Paths
+from ._speed_up import speed_up
 from ._style import CannotWriteError
 from ._throughput import ThroughputRow, throughput
 
@@ -49,7 +50,7 @@ def draw_all(
         tables: Trace tables (`traces.TraceTable`), one a (task, model, attention).
         hardware: The chip whose intensity prices memory traffic.
         out: The folder; it is made.
-        measured: Measurements of whole models for the figure of throughput (`throughput_rows`).
+        measured: Measurements of whole models for the figures of throughput and speed-up (`throughput_rows`).
         only: Names of the figures to draw (`figure_names`); None draws all.
         num_budgets: Caps of a curve, at least 2.
         num_resamples: Bootstrap draws of a power law; each is an allocation of ten to thirty milliseconds.
@@ -72,6 +73,7 @@ def draw_all(
     jobs: dict[str, Callable[[Path], Paths]] = {
         "kv_per_token": partial(kv_per_token, geometries, svg=svg),
         "throughput": partial(_throughput, measured, svg=svg),
+        "speed_up": partial(speed_up, measured, svg=svg),
     }
     kinds = {name: name for name in jobs}
     for folder, group in groups.items():
@@ -96,7 +98,7 @@ def draw_all(
 
 def figure_names() -> tuple[str, ...]:
     """Return the names of the figures that `draw_all` knows."""
-    return ("kv_per_token", "throughput", *(plate.name for plate in GROUP_PLATES))
+    return ("kv_per_token", "throughput", "speed_up", *(plate.name for plate in GROUP_PLATES))
 
 
 def check_figure_names(names: Collection[str]) -> None:

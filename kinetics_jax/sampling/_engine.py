@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kinetics_jax.attention import DATA_AXIS
 from kinetics_jax.models import Decoder
-from kinetics_jax.specs import AttentionSpec, Dense, SamplingSpec
+from kinetics_jax.specs import AttentionSpec, Dense, SamplingSpec, attention_by_layer
 
 from ._call import NO_TOKEN, Batch, CallWriter, Drawn, PromptChunk
 from ._pages import PageGroup
@@ -46,8 +46,8 @@ class Engine:
         keep_log_probs: Whether completions carry log-probabilities.
 
     Raises:
-        ValueError: If a size is not positive, specs select pages of different lengths, or the data axis of the mesh
-            divides slots or pages with a rest.
+        ValueError: If a size is not positive, specs select pages of different lengths or have more dense layers than
+            the model has layers, or the data axis of the mesh divides slots or pages with a rest.
 
     Example:
         >>> from kinetics_jax.zoo import load_zoo_model
@@ -83,6 +83,8 @@ class Engine:
         self._model = model
         self._max_len = spec.max_len if max_len is None else max_len
         _require_sizes(spec.max_len, num_slots=num_slots, max_len=self._max_len, num_steps=num_steps, chunk=chunk_len)
+        for attention in attentions:
+            attention_by_layer(attention, spec.num_layers)  # before anything compiles
         self._page_len = common_page_len(attentions, page_len)
         self._num_steps, self._mesh, self._stopping = num_steps, mesh, stopping
         self._chunk_len = -(-chunk_len // self._page_len) * self._page_len  # later chunks begin with a page

@@ -72,6 +72,8 @@ def test_devices_are_not_compared(tmp_path: Path):
         ({"context_len": -1}, "context_len must be positive"),
         ({"context_len": None}, "context_len must be a whole number; got None for Qwen3-8B"),
         ({"batch_size": 8.5}, "batch_size must be a whole number; got 8.5"),
+        ({"predicted_s": 0}, "predicted_s must be positive and finite; got 0.0"),
+        ({"predicted_s": None}, "predicted_s must be a number; got None"),
         ({"tokens_per_s": "fast"}, "tokens_per_s must be a number; got 'fast'"),
         ({"attention": "sliding:8"}, "unknown attention method 'sliding'"),
     ],

@@ -148,6 +148,25 @@ def test_scarce_pages_preempt_and_lose_nothing(engine: Engine, wanted: Callable)
     assert engine.stats.num_replayed_tokens > before.num_replayed_tokens
 
 
+def test_bfloat16_says_the_same_from_any_batch():
+    """Whatever the batch, the order and the scarcity of pages; chunks and prefixes may round differently, so alike."""
+    model = load_zoo_model("Kinetics-Mini-0.1M", dtype=jnp.bfloat16).model
+    settings = {"attentions": (SPARSE,), "sampling": HOT, "stopping": Stopping(stop_ids=STOP_IDS), "max_len": MAX_LEN}
+    with jax.numpy_dtype_promotion("standard"):  # Flax's RMSNorm promotes bfloat16 to float32 without a cast
+        engines = [
+            Engine(model, **settings, num_slots=num_slots, num_pages=num_pages, num_steps=NUM_STEPS, chunk_len=16)
+            for num_slots, num_pages in ((6, 60), (2, 12))
+        ]
+        todo = [request((SPARSE, at, trial)) for at in range(2) for trial in range(NUM_TRIALS)]
+        first, second = (
+            {each.request.tag: each.token_ids for each in engine.run(asked)}
+            for engine, asked in zip(engines, (todo, todo[::-1]), strict=True)
+        )
+    assert first == second
+    assert engines[1].stats.num_preemptions > 0
+    assert len(set(first.values())) > NUM_TRIALS
+
+
 def test_prompts_are_computed_once_for_all_trials_and_their_prefix_once_for_all_prompts(engine: Engine):
     assert_empty(engine)
     before = engine.stats.num_prompt_tokens
@@ -440,5 +459,7 @@ def test_bad_input_is_one_sentence(model: Decoder, engine: Engine):
         Engine(model, **made, num_slots=0)
     with pytest.raises(ValueError, match=r"share its pages; got pages of \[4, 8\] tokens"):
         Engine(model, **made, attentions=(SPARSE, BlockTopK(page_len=8, num_pages=2)))
+    with pytest.raises(ValueError, match="dense_layers must not exceed the 2 layers of the model"):
+        Engine(model, **made, attentions=(BlockTopK(page_len=4, num_pages=3, dense_layers=3),))
     with pytest.raises(ValueError, match="context of 1024 tokens; got 4096"):
         Engine(model, stopping=Stopping(stop_ids=STOP_IDS), max_len=4096)
