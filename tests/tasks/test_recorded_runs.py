@@ -60,12 +60,12 @@ def test_the_page_says_what_the_traces_say(rows: dict[str, list[Trace]]):
 
 def test_right_programs_of_the_run_pass_again_and_wrong_ones_do_not(isolation: Isolation):
     task = HumanEval(judge=Judge())
-    problems = {problem.id: problem for problem in task.problems(20)}
+    problems = {problem.id: problem for problem in task.problems(32)}
     traces = [trace for trace in read_traces(FOLDER / "humaneval.parquet") if trace.answer]
     assert {trace.task_revision for trace in traces} == {task.revision}
     right = [trace for trace in traces if trace.score]
     assert right
-    shown = [*right, *[trace for trace in traces if not trace.score][::12]]
+    shown = [*right, *[trace for trace in traces if not trace.score][::20]]
     jobs = [program_tests(problems[trace.problem], trace.answer or "") for trace in shown]
     passed = [verdict.kind == "pass" for verdict in task.judge.judge_many(jobs)]
     assert passed == [trace.score == 1.0 for trace in shown]
