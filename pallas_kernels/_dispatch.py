@@ -10,7 +10,7 @@ no `unsupported`); a module is imported when it is first wanted. `tuning` is a f
     unsupported(q, key_pages, page_table, *, summaries=None, num_blocks=None, window_len=None, sink_len=0)
                       -> why it cannot run that, one sentence with the way out; None where it can
 
-Modules that do not refuse quantised pages also take `key_scales`, `value_scales` [R, K, P], as keywords, with them.
+With quantised pages come `key_scales`, `value_scales` [R, K, P], as keywords.
 `summaries` and `num_blocks` are given for `block_topk_decode`, the window for `paged_decode`. `num_blocks` < M always:
 a budget that covers the table is the dense decode.
 """

@@ -40,12 +40,17 @@ holds for summaries of width 64. With head_dim 128 the row-major layout is XLA's
 
 Sizes that do not fit SMEM (page ids of all sequences) are run in several calls, some sequences at a time.
 
-Left out: a mask of tokens; splitting one sequence over cores; int8 and float8 pages. Their tiles have 32 sublanes, so
-that a page of 16 tokens fills half of one, and the scales of a page, 32 to 256 bytes, are rows too short for a copy.
+Quantised pages are copied as they are, half the bytes by as many copies, and widened in VMEM; their scales are gathered
+by XLA (`_mosaic_tpu_scales`). A page of 16 tokens is not padded: XLA and Mosaic take tiles of 8 rows for it, of 32 for
+longer ones. What holds for head_dim 64 holds for scales of pages shorter than 128: by default XLA puts the pages into
+the lanes, and copies both pools of scales to gather from them, or gathers single lanes where the pools are large.
+Row-major they are padded to 128 lanes (a tenth more memory in all for pages of 16 and head_dim 128, less for longer
+ones), and nothing is copied.
+
+Left out: a mask of tokens; splitting one sequence over cores.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -53,57 +58,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
 from . import _mosaic_tpu_attend, _mosaic_tpu_score, _mosaic_tpu_select
-from ._mosaic_tpu_attend import AttendSpec
-from ._mosaic_tpu_score import CHUNK, ScoreSpec
-from ._mosaic_tpu_select import SelectSpec
-from ._mosaic_tpu_stream import LANES, SUBLANES, VMEM_LIMIT_BYTES, rounded, tile_bytes
+from ._mosaic_tpu_scales import chunk_scales, pages_read
+from ._mosaic_tpu_sizes import Tuning as Tuning
+from ._mosaic_tpu_sizes import attend_spec, heads_per_row, padded_pages, score_spec, select_spec, vmem_bytes
+from ._mosaic_tpu_stream import SUBLANES, VMEM_LIMIT_BYTES
+from ._quantise import LARGEST, operand_dtype
 
 HEAD_DIMS = (64, 128)
 PAGE_LENS = (16, 32, 64, 128)
 DTYPES = ("bfloat16", "float32")
+PAGE_DTYPES = (*DTYPES, *LARGEST)
 MAX_GROUP = 16
 # Of 1 MiB per core: page ids, and what the compiler adds.
 SMEM_LIMIT_BYTES = 640 * 2**10
-_MAX_HEADS_PER_ROW = 8
-_RING_BYTES = 8 * 2**20
-_CHUNK_LEN = 512  # tokens: the matrix unit is then busy for longer than a step of the loop takes to turn around
-_MIN_TILES = 8  # of 128 pages: the sublanes of a register
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """Settings of the TPU kernels; None stands for a formula of the shapes.
-
-    Attributes:
-        pages_per_buffer: Pages of keys and of values copied at a time by the attention.
-        num_buffers: Such chunks in VMEM; all but one are under way.
-        score_buffers: Chunks of 128 page summaries in VMEM.
-        run_len: Summaries that one copy brings where page ids are consecutive; divides 128.
-        select_rows: Rows (sequence, KV head) selected at once; a multiple of 8.
-    """
-
-    pages_per_buffer: int | None = None
-    num_buffers: int = 3
-    score_buffers: int = 3
-    run_len: int = 16
-    select_rows: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the limits."""
-        if min(self.num_buffers, self.score_buffers) < 2 or (
-            self.pages_per_buffer is not None and self.pages_per_buffer < 1
-        ):
-            raise ValueError(f"a ring needs 2 buffers of 1 page or more; got {self}")
-        if self.run_len < 1 or CHUNK % self.run_len:
-            raise ValueError(f"run_len must divide {CHUNK}; got {self.run_len}. Use 1, 2, 4, 8, 16, ...")
-        if self.select_rows is not None and (self.select_rows < 8 or self.select_rows % SUBLANES):
-            raise ValueError(f"select_rows must be a multiple of {SUBLANES}; got {self.select_rows}")
 
 
 def block_topk_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     probe: Float[Array, "B K C"],
     summaries: Float[Array, "R K C"],
     page_table: Int[Array, "B M"],
@@ -113,6 +86,8 @@ def block_topk_decode(
     num_sink_blocks: int,
     num_local_blocks: int,
     scale: float,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     tuning: Tuning | None = None,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"], Int[Array, "B K J"]]:
     """Select pages by probe . summary and attend to them; also the log-sum-exp and the selected pages."""
@@ -120,7 +95,17 @@ def block_topk_decode(
     (batch_size, max_pages), (num_kv_heads, page_len) = page_table.shape, key_pages.shape[1:3]
     num_listed = min(num_blocks, max_pages)
     if num_listed == max_pages:
-        out, lse = paged_decode(q, key_pages, value_pages, page_table, lengths, scale=scale, tuning=tuning)
+        out, lse = paged_decode(
+            q,
+            key_pages,
+            value_pages,
+            page_table,
+            lengths,
+            scale=scale,
+            key_scales=key_scales,
+            value_scales=value_scales,
+            tuning=tuning,
+        )
         pages = jnp.arange(max_pages, dtype=jnp.int32)[None]
         selected = jnp.where(pages < _num_held(lengths, page_len)[:, None], pages, max_pages)
         return out, lse, jnp.broadcast_to(selected[:, None], (batch_size, num_kv_heads, max_pages))
@@ -143,22 +128,25 @@ def block_topk_decode(
     stop = num_read * page_len - jnp.where(has_newest, missing, 0)
     zeros = jnp.zeros_like(stop)
     ranges = jnp.stack([jnp.broadcast_to(num_read, stop.shape), zeros, zeros, stop], axis=-1)
+    pools = _pools(key_pages, value_pages, key_scales, value_scales)
     out, lse = _attend(
-        q, key_pages, value_pages, page_table, selected, ranges, scale=scale, num_sinks=(0, 0), tuning=tuning
+        q, pools, page_table, selected, ranges, scale=scale, num_sinks=(0, 0), max_read=num_listed, tuning=tuning
     )
     return out, lse, selected
 
 
 def paged_decode(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    key_pages: Real[Array, "R K P H"],
+    value_pages: Real[Array, "R K P H"],
     page_table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     *,
     scale: float,
     window_len: int | None = None,
     sink_len: int = 0,
+    key_scales: Float[Array, "R K P"] | None = None,
+    value_scales: Float[Array, "R K P"] | None = None,
     tuning: Tuning | None = None,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
     """Read the whole context, or its newest `window_len` and first `sink_len` tokens; also the log-sum-exp."""
@@ -169,15 +157,17 @@ def paged_decode(
     num_sink_pages = -(-sink_len // page_len)
     skipped = jnp.maximum(start // page_len - num_sink_pages, 0)
     ranges = jnp.stack([_num_held(lengths, page_len) - skipped, skipped, start, lengths], axis=-1)
+    # A window of W tokens touches at most ceil((W - 1) / P) + 1 pages.
+    max_read = max_pages if window_len is None else (window_len + 2 * page_len - 2) // page_len + num_sink_pages
     return _attend(
         q,
-        key_pages,
-        value_pages,
+        _pools(key_pages, value_pages, key_scales, value_scales),
         page_table,
         None,
         ranges[:, None],
         scale=scale,
         num_sinks=(num_sink_pages, sink_len),
+        max_read=min(max_read, max_pages),
         tuning=tuning or Tuning(),
     )
 
@@ -195,13 +185,14 @@ def unsupported(
     """Say why these kernels cannot run that; None where they can. Every window and sink can be had."""
     _, num_kv_heads, page_len, head_dim = key_pages.shape
     group, max_pages = q.shape[1] // num_kv_heads, page_table.shape[1]
-    dtypes = [array.dtype.name for array in (q, key_pages, summaries) if array is not None]
+    pages_dtype, dtypes = key_pages.dtype.name, [array.dtype.name for array in (q, summaries) if array is not None]
     num_bytes = vmem_bytes(q, key_pages, page_table, summaries=summaries, num_blocks=num_blocks)
-    per_sequence = max_pages if summaries is None else _padded_pages(max_pages) + num_kv_heads * (num_blocks or 0)
+    per_sequence = max_pages if summaries is None else padded_pages(max_pages) + num_kv_heads * (num_blocks or 0)
     reasons = {
         f"head_dim must be one of {HEAD_DIMS}; got {head_dim}": head_dim in HEAD_DIMS,
         f"page_len must be one of {PAGE_LENS}; got {page_len}": page_len in PAGE_LENS,
-        f"arrays must be {' or '.join(DTYPES)}; got {', '.join(dtypes)}": set(dtypes) <= set(DTYPES),
+        f"q and summaries must be {' or '.join(DTYPES)}; got {', '.join(dtypes)}": set(dtypes) <= set(DTYPES),
+        f"pages must be {', '.join(PAGE_DTYPES)}; got {pages_dtype}": pages_dtype in PAGE_DTYPES,
         f"at most {MAX_GROUP} query heads may share a KV head; got {group}": group <= MAX_GROUP,
         f"page ids of one sequence must fit the scalar memory, {SMEM_LIMIT_BYTES} bytes; got {4 * per_sequence}, "
         f"{max_pages} pages": 4 * per_sequence <= SMEM_LIMIT_BYTES,
@@ -213,31 +204,6 @@ def unsupported(
     return None
 
 
-def vmem_bytes(
-    q: Float[Array, "B N H"],
-    key_pages: Real[Array, "R K P H"],
-    page_table: Int[Array, "B M"],
-    *,
-    summaries: Float[Array, "R K C"] | None = None,
-    num_blocks: int | None = None,
-    tuning: Tuning | None = None,
-) -> int:
-    """Return the VMEM that the largest of the kernels needs for its buffers [bytes]."""
-    tuning = tuning or Tuning()
-    (batch_size, max_pages), num_kv_heads = page_table.shape, key_pages.shape[1]
-    num_listed = 0 if summaries is None or num_blocks is None else min(num_blocks, max_pages)
-    heads = 1 if num_listed else _heads_per_row(num_kv_heads)
-    group = rounded(q.shape[1] // num_kv_heads, SUBLANES)
-    spec = _attend_spec(key_pages, max_pages, num_listed, tuning)
-    attend = _mosaic_tpu_attend.vmem_bytes((batch_size, heads, group, q.shape[2]), key_pages, spec)
-    if summaries is None:
-        return attend
-    padded = _padded_pages(max_pages)
-    score = _mosaic_tpu_score.vmem_bytes(summaries, padded, _score_spec(summaries, tuning))
-    select_spec = _select_spec(batch_size * num_kv_heads, max_pages, num_listed, (0, 0), tuning)
-    return max(attend, score, _mosaic_tpu_select.vmem_bytes(padded, select_spec))
-
-
 def _score(
     probe: Float[Array, "B K C"],
     summaries: Float[Array, "R K C"],
@@ -246,9 +212,9 @@ def _score(
     tuning: Tuning,
 ) -> Float[Array, "B K X"]:
     """Score the pages of all sequences, X = M rounded up to what the selection wants."""
-    padded = _padded_pages(page_table.shape[1])
+    padded = padded_pages(page_table.shape[1])
     page_table = jnp.pad(page_table, ((0, 0), (0, padded - page_table.shape[1])))
-    spec = _score_spec(summaries, tuning)
+    spec = score_spec(summaries, tuning)
 
     def score(probe: Array, page_table: Array, num_held: Array) -> Array:
         return _mosaic_tpu_score.score_pages(probe, summaries, page_table, num_held, spec)
@@ -270,7 +236,7 @@ def _select(
 ) -> Int[Array, "B K J"]:
     batch_size, num_kv_heads, padded = scores.shape
     num_rows = batch_size * num_kv_heads
-    spec = _select_spec(num_rows, max_pages, num_blocks, (num_sink_blocks, num_local_blocks), tuning)
+    spec = select_spec(num_rows, max_pages, num_blocks, (num_sink_blocks, num_local_blocks), tuning)
     missing = -num_rows % spec.num_rows
     scores = jnp.pad(scores.reshape(num_rows, padded), ((0, missing), (0, 0)))
     held = jnp.pad(jnp.repeat(num_held, num_kv_heads), (0, missing))
@@ -279,37 +245,50 @@ def _select(
 
 def _attend(
     q: Float[Array, "B N H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    pools: tuple[Array, ...],
     page_table: Int[Array, "B M"],
     selected: Int[Array, "B K J"] | None,
     ranges: Int[Array, "B #X 4"],
     *,
     scale: float,
     num_sinks: tuple[int, int],
+    max_read: int,
     tuning: Tuning,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
-    """Attend to the pages listed, or to those of the table; `num_sinks` are sink pages and sink tokens."""
+    """Attend to the pages listed, or to those of the table; `num_sinks` are sink pages and sink tokens.
+
+    `pools` are key and value pages, and the scales of quantised ones; no row reads more than `max_read` pages.
+    """
+    key_pages, value_pages, *scales = pools
     (batch_size, num_heads, head_dim), num_kv_heads = q.shape, key_pages.shape[1]
     max_pages, group = page_table.shape[1], num_heads // num_kv_heads
-    heads = _heads_per_row(num_kv_heads) if selected is None else 1
+    heads = heads_per_row(num_kv_heads) if selected is None else 1
     num_listed = 0 if selected is None else selected.shape[2]
-    spec = _attend_spec(key_pages, max_pages, num_listed, tuning, scale, num_sinks)
+    spec = attend_spec(key_pages, max_pages, num_listed, tuning, scale, num_sinks)
     rows_per_sequence = num_kv_heads // heads
-    queries = q.astype(key_pages.dtype).reshape(batch_size, rows_per_sequence, heads, group, head_dim)
+    queries = q.astype(operand_dtype(q, key_pages)).reshape(batch_size, rows_per_sequence, heads, group, head_dim)
     queries = jnp.pad(queries, ((0, 0),) * 3 + ((0, -group % SUBLANES), (0, 0)))
     ranges = jnp.broadcast_to(ranges, (batch_size, rows_per_sequence, 4))
 
     def run(queries: Array, page_table: Array, ranges: Array, *selected: Array) -> tuple[Array, Array]:
         listed = selected[0].reshape(-1, num_listed) if selected else None
-        rows, ranges = queries.reshape(-1, *queries.shape[2:]), ranges.reshape(-1, 4)
-        return _mosaic_tpu_attend.attend(rows, key_pages, value_pages, page_table, listed, ranges, spec, q.dtype)
+        rows, ranges_of_rows = queries.reshape(-1, *queries.shape[2:]), ranges.reshape(-1, 4)
+        chunks = None
+        if scales:
+            ids = pages_read(page_table, selected[0] if selected else None, ranges[:, 0], num_sinks[0], max_read)
+            chunks = chunk_scales(scales, ids, heads, spec.pages_per_buffer)
+        entries = (key_pages, value_pages, chunks)
+        return _mosaic_tpu_attend.attend(rows, entries, page_table, listed, ranges_of_rows, spec, q.dtype)
 
     arrays = (queries, page_table, ranges) if selected is None else (queries, page_table, ranges, selected)
     per_sequence = 4 * (max_pages + rows_per_sequence * (4 + num_listed))
     out, lse = _by_batch(run, arrays, per_sequence)
     out = out[:, :, :group].reshape(batch_size, num_heads, head_dim)
     return out, lse[:, :, :group].reshape(batch_size, num_heads)
+
+
+def _pools(*pools: Array | None) -> tuple[Array, ...]:
+    return tuple(pool for pool in pools if pool is not None)
 
 
 def _by_batch(run: Callable[..., Any], arrays: tuple[Array, ...], bytes_per_sequence: int) -> Any:
@@ -320,57 +299,6 @@ def _by_batch(run: Callable[..., Any], arrays: tuple[Array, ...], bytes_per_sequ
         size = -(-batch_size // -(-batch_size // size))  # of equal size, if possible
     parts = [run(*(array[b : b + size] for array in arrays)) for b in range(0, batch_size, size)]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts) if len(parts) > 1 else parts[0]
-
-
-def _score_spec(summaries: Float[Array, "R K C"], tuning: Tuning) -> ScoreSpec:
-    run_len = tuning.run_len if summaries.shape[0] >= tuning.run_len else 1
-    return ScoreSpec(run_len=run_len, num_buffers=tuning.score_buffers)
-
-
-def _select_spec(num_rows: int, max_pages: int, num_blocks: int, always: tuple[int, int], tuning: Tuning) -> SelectSpec:
-    most = max(SUBLANES, min(64, 2**17 // _padded_pages(max_pages)))
-    return SelectSpec(
-        num_blocks=num_blocks,
-        num_sink_blocks=always[0],
-        num_local_blocks=always[1],
-        num_rows=tuning.select_rows or min(rounded(num_rows, SUBLANES), most // SUBLANES * SUBLANES),
-        fill=max_pages,
-    )
-
-
-def _attend_spec(
-    key_pages: Real[Array, "R K P H"],
-    max_pages: int,
-    num_listed: int,
-    tuning: Tuning,
-    scale: float = 1.0,
-    num_sinks: tuple[int, int] = (0, 0),
-) -> AttendSpec:
-    """Return the kernel's sizes: a chunk has enough tokens to work on, and the rings no more bytes than they may."""
-    _, num_kv_heads, page_len, head_dim = key_pages.shape
-    heads = 1 if num_listed else _heads_per_row(num_kv_heads)
-    pages = tuning.pages_per_buffer
-    if pages is None:
-        page_bytes = 2 * tuning.num_buffers * heads * tile_bytes(page_len, head_dim, key_pages.dtype)
-        pages = max(1, min(_CHUNK_LEN // page_len, _RING_BYTES // page_bytes, num_listed or max_pages))
-        pages = 2 ** (pages.bit_length() - 1)
-    return AttendSpec(
-        num_listed=num_listed,
-        max_pages=max_pages,
-        num_sink_pages=num_sinks[0],
-        sink_len=num_sinks[1],
-        scale=scale,
-        pages_per_buffer=min(pages, num_listed or max_pages),
-        num_buffers=tuning.num_buffers,
-    )
-
-
-def _heads_per_row(num_kv_heads: int) -> int:
-    return max(heads for heads in range(1, _MAX_HEADS_PER_ROW + 1) if num_kv_heads % heads == 0)
-
-
-def _padded_pages(max_pages: int) -> int:
-    return rounded(max_pages, _MIN_TILES * LANES)
 
 
 def _num_held(lengths: Int[Array, " B"], page_len: int) -> Int[Array, " B"]:

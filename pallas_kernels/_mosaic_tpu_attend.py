@@ -2,6 +2,9 @@
 
 Called by `_mosaic_tpu`. A row is one sequence with up to 8 of its KV heads (dense decode: one copy brings a page of all
 of them), or one sequence and KV head (after a selection: each head reads pages of its own). Both are the same kernel.
+
+Quantised pages are widened once they lie in the ring, exactly, to the dtype of the queries. The scale of a key
+multiplies its logits, that of a value its weights; both come by a ring of their own, a row of T tokens for each head.
 """
 
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from jaxtyping import Array, Float, Int, Real
 
 from ._interpret import tpu_params
 from ._mosaic_tpu_stream import LANES, NUM_STATES, PageStream, repeat, tile_bytes, vmem_limit
+from ._quantise import is_quantised
 
 # What a row of the grid reads, four numbers in SMEM.
 _PAGES, _SKIPPED, _START, _STOP = range(4)
@@ -45,9 +49,11 @@ class AttendSpec:
 
 def vmem_bytes(q_shape: tuple[int, ...], key_pages: Real[Array, "R K P H"], spec: AttendSpec) -> int:
     """Return the VMEM of the kernel's buffers [bytes] for queries [X, Y, G, H]."""
-    _, heads, group, head_dim = q_shape
+    (_, heads, group, head_dim), page_len = q_shape, key_pages.shape[2]
     pages = 2 * spec.num_buffers * spec.pages_per_buffer * heads
-    rings = pages * tile_bytes(key_pages.shape[2], head_dim, key_pages.dtype)
+    rings = pages * tile_bytes(page_len, head_dim, key_pages.dtype)
+    if is_quantised(key_pages):
+        rings += spec.num_buffers * tile_bytes(2 * heads, spec.pages_per_buffer * page_len, jnp.float32)
     # Pallas keeps two of the queries and of the outputs; three running sums.
     rows = (2 + 2 + 3) * heads * tile_bytes(group, LANES, jnp.float32) + 2 * tile_bytes(heads, LANES, jnp.float32)
     return rings + rows
@@ -55,8 +61,7 @@ def vmem_bytes(q_shape: tuple[int, ...], key_pages: Real[Array, "R K P H"], spec
 
 def attend(
     q: Float[Array, "X Y G H"],
-    key_pages: Float[Array, "R K P H"],
-    value_pages: Float[Array, "R K P H"],
+    pages: tuple[Real[Array, "R K P H"], Real[Array, "R K P H"], Float[Array, "X C Z T"] | None],
     page_table: Int[Array, "B M"],
     selected: Int[Array, "X J"] | None,
     ranges: Int[Array, "X 4"],
@@ -65,46 +70,21 @@ def attend(
 ) -> tuple[Float[Array, "X Y G H"], Float[Array, "X Y 128"]]:
     """Attend with the queries of X rows of Y heads; return the output and the log-sum-exp of query g in lane g.
 
-    Row x is sequence x // (K / Y), and there the heads from x % (K / Y) * Y on. `ranges` says of each row: pages read;
-    pages skipped after the sinks; first token of the window; tokens held.
+    `pages` are those of keys and of values, and of quantised ones the scales of each row's chunks, of keys (Y rows of
+    Z) before those of values. Row x is sequence x // (K / Y), and there the heads from x % (K / Y) * Y on. `ranges`
+    says of each row: pages read; pages skipped after the sinks; first token of the window; tokens held.
     """
-    num_rows, heads, group, head_dim = q.shape
-    page_len, dtype = key_pages.shape[2], key_pages.dtype
-    num_cores = 2 if num_rows % 2 == 0 else 1  # as many as one device of v4 or v5p has; on others one after another
-    block = (1, heads, group, head_dim)
-    ring = pltpu.VMEM((spec.num_buffers, spec.pages_per_buffer, heads, page_len, head_dim), dtype)
-    grid_spec = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=3,
-        grid=(num_cores, num_rows // num_cores),
-        in_specs=[
-            pl.BlockSpec(block, _of_row(num_rows // num_cores, 4)),
-            pl.BlockSpec(memory_space=pl.ANY),
-            pl.BlockSpec(memory_space=pl.ANY),
-        ],
-        out_specs=[
-            pl.BlockSpec(block, _of_row(num_rows // num_cores, 4)),
-            pl.BlockSpec((1, heads, LANES), _of_row(num_rows // num_cores, 3)),
-        ],
-        scratch_shapes=[
-            ring,
-            ring,
-            pltpu.VMEM((heads, group, LANES), jnp.float32),
-            pltpu.VMEM((heads, group, LANES), jnp.float32),
-            pltpu.VMEM((heads, group, head_dim), jnp.float32),
-            pltpu.SemaphoreType.DMA((2, spec.num_buffers)),
-            pltpu.SMEM((NUM_STATES,), jnp.int32),
-        ],
-    )
+    key_pages, value_pages, scales = pages
 
     def kernel(*refs: Any) -> None:
         _attend_kernel(*refs, spec=spec)
 
     return pl.pallas_call(
         kernel,
-        grid_spec=grid_spec,
+        grid_spec=_grid_spec(q.shape, key_pages, scales, spec),
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, out_dtype),
-            jax.ShapeDtypeStruct((num_rows, heads, LANES), jnp.float32),
+            jax.ShapeDtypeStruct((*q.shape[:2], LANES), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
@@ -120,6 +100,38 @@ def attend(
         q,
         key_pages,
         value_pages,
+        scales,
+    )
+
+
+def _grid_spec(
+    q_shape: tuple[int, ...],
+    key_pages: Real[Array, "R K P H"],
+    scales: Float[Array, "X C Z T"] | None,
+    spec: AttendSpec,
+) -> pltpu.PrefetchScalarGridSpec:
+    """Return the steps of the kernel and where its arguments and buffers lie."""
+    num_rows, heads, group, head_dim = q_shape
+    num_cores = 2 if num_rows % 2 == 0 else 1  # as many as one device of v4 or v5p has; on others one after another
+    queries = pl.BlockSpec((1, heads, group, head_dim), _of_row(num_rows // num_cores, 4))
+    in_hbm = pl.BlockSpec(memory_space=pl.ANY)
+    ring = pltpu.VMEM((spec.num_buffers, spec.pages_per_buffer, heads, *key_pages.shape[2:]), key_pages.dtype)
+    has_scales = scales is not None
+    return pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=3,
+        grid=(num_cores, num_rows // num_cores),
+        in_specs=[queries, in_hbm, in_hbm, in_hbm if has_scales else None],
+        out_specs=[queries, pl.BlockSpec((1, heads, LANES), _of_row(num_rows // num_cores, 3))],
+        scratch_shapes=[
+            ring,
+            ring,
+            pltpu.VMEM((spec.num_buffers, *scales.shape[2:]), scales.dtype) if has_scales else None,
+            pltpu.VMEM((heads, group, LANES), jnp.float32),
+            pltpu.VMEM((heads, group, LANES), jnp.float32),
+            pltpu.VMEM((heads, group, head_dim), jnp.float32),
+            pltpu.SemaphoreType.DMA((3, spec.num_buffers)),
+            pltpu.SMEM((NUM_STATES,), jnp.int32),
+        ],
     )
 
 
@@ -134,14 +146,16 @@ def _attend_kernel(
     q_ref,  # [1, Y, G, H], VMEM
     key_pages,  # [R, K, P, H], HBM
     value_pages,  # [R, K, P, H], HBM
+    scales,  # [X, chunks, 2 Y, T], HBM, or None: of keys, then of values
     out_ref,  # [1, Y, G, H], VMEM
     lse_ref,  # [1, Y, 128] f32, VMEM
     key_ring,  # [buffers, pages, Y, P, H], VMEM
     value_ring,  # [buffers, pages, Y, P, H], VMEM
+    scale_ring,  # [buffers, 2 Y, T], VMEM, or None
     peak_ref,  # [Y, G, 128] f32, VMEM: the same number in every lane
     total_ref,  # [Y, G, 128] f32, VMEM
     sum_ref,  # [Y, G, H] f32, VMEM
-    semaphores,  # [2, buffers]: the copies into a buffer tell the compute loop
+    semaphores,  # [3, buffers]: the copies into a buffer tell the compute loop
     state_ref,  # [4] int32, SMEM
     *,
     spec: AttendSpec,
@@ -167,12 +181,16 @@ def _attend_kernel(
                 source = pool.at[page_id, pl.ds(head, heads)]
                 pltpu.make_async_copy(source, ring.at[slot, i], semaphores.at[index, slot]).start()
 
+        if scales is not None:
+            source = scales.at[row, jax.lax.div(first, spec.pages_per_buffer)]
+            pltpu.make_async_copy(source, scale_ring.at[slot], semaphores.at[2, slot]).start()
         repeat(count, spec.pages_per_buffer, copy)
 
     pages = PageStream(
         num_pages=lambda row: of_row(row, _PAGES),
         start=start,
         buffers=(key_ring, value_ring),
+        whole=() if scales is None else (scale_ring,),
         semaphores=semaphores,
         state=state_ref,
     )
@@ -199,12 +217,15 @@ def _attend_kernel(
         last = first + tokens_in_chunk - 1 + of_row(row, _SKIPPED) * page_len
         # Window or sinks end inside, or pages are missing: blank the values, as 0 * NaN is NaN.
         blank = (last >= stop) | (first < begin)
+        factors = None if scales is None else scale_ring[slot].astype(jnp.float32)  # [2 Y, T]
         for head in range(heads):
+            of_head = None if factors is None else (factors[head : head + 1], factors[heads + head : heads + head + 1])
             _attend_head(
                 q_ref.at[0, head],
                 key_ring.at[slot, :, head],
                 value_ring.at[slot, :, head],
                 (peak_ref.at[head], total_ref.at[head], sum_ref.at[head]),
+                of_head,
                 lambda token: is_read(first + token),
                 blank,
                 spec.scale,
@@ -215,33 +236,60 @@ def _attend_kernel(
 
 
 def _attend_head(
-    q_ref: Any, key_ref: Any, value_ref: Any, sums: tuple[Any, Any, Any], is_read: Any, blank: Any, scale: float
+    q_ref: Any,
+    key_ref: Any,
+    value_ref: Any,
+    sums: tuple[Any, Any, Any],
+    factors: tuple[Array, Array] | None,
+    is_read: Any,
+    blank: Any,
+    scale: float,
 ) -> None:
-    """Add the tokens of one chunk [pages, P, H] to the running softmax of one head's queries [G, H]."""
-    (num_pages, page_len, head_dim), (peak_ref, total_ref, sum_ref) = key_ref.shape, sums
-    chunk_len = num_pages * page_len
+    """Add the tokens of one chunk [pages, P, H] to the running softmax of one head's queries [G, H].
 
-    @pl.when(blank)
-    def _() -> None:
-        shape = (num_pages, page_len, head_dim)
-        token = jax.lax.broadcasted_iota(jnp.int32, shape, 0) * page_len
-        token += jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-        # In float32: TPUs before v6e select no 16-bit values.
-        values = jnp.where(is_read(token), value_ref[...].astype(jnp.float32), 0.0)
-        value_ref[...] = values.astype(value_ref.dtype)
+    `factors` are the scales [1, S] of quantised keys and values.
+    """
+    peak_ref, total_ref, sum_ref = sums
 
-    keys, values = (ref[...].reshape(chunk_len, head_dim) for ref in (key_ref, value_ref))
-    logits = _dot(q_ref[...], keys, ((1,), (1,))) * scale  # [G, S]
-    token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    logits = jnp.where(is_read(token), logits, -jnp.inf)
+    if value_ref.dtype != jnp.int8:  # integers know no NaN
+
+        @pl.when(blank)
+        def _() -> None:
+            _blank(value_ref, is_read)
+
+    queries = q_ref[...]
+    keys, values = (_rows(ref[...], queries.dtype) for ref in (key_ref, value_ref))
+    logits = _dot(queries, keys, ((1,), (1,))) * scale  # [G, S]
+    in_use = is_read(jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1))
+    if factors is not None:
+        logits *= factors[0]
+    logits = jnp.where(in_use, logits, -jnp.inf)
     # Every chunk has a token that is read, so that the peak is finite.
     peak = peak_ref[:, :1]
     new_peak = jnp.maximum(peak, jnp.max(logits, axis=1, keepdims=True))
     weights, shrink = jnp.exp(logits - new_peak), jnp.exp(peak - new_peak)
     total = total_ref[:, :1] * shrink + jnp.sum(weights, axis=1, keepdims=True)
+    if factors is not None:
+        weights = jnp.where(in_use, weights * factors[1], 0.0)  # scales of what is not read may be NaN
     sum_ref[...] = sum_ref[...] * shrink + _dot(weights.astype(values.dtype), values, ((1,), (0,)))
     peak_ref[...] = jnp.broadcast_to(new_peak, peak_ref.shape)
     total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
+
+
+def _blank(value_ref: Any, is_read: Any) -> None:
+    """Write zeros for the values [pages, P, H] of tokens that are not read."""
+    token = jax.lax.broadcasted_iota(jnp.int32, value_ref.shape, 0) * value_ref.shape[1]
+    token += jax.lax.broadcasted_iota(jnp.int32, value_ref.shape, 1)
+    # In float32: TPUs before v6e select no 16-bit values.
+    values = jnp.where(is_read(token), value_ref[...].astype(jnp.float32), 0.0)
+    value_ref[...] = values.astype(value_ref.dtype)
+
+
+def _rows(pages: Array, dtype: Any) -> Array:
+    """Return the entries [pages, P, H] as rows [S, H] of this dtype."""
+    if pages.dtype.itemsize == 1:
+        pages = pages.astype(jnp.float32)  # tiles of 8 bits have 32 rows, and rows are not taken out of them
+    return pages.reshape(-1, pages.shape[-1]).astype(dtype)
 
 
 def _finish(out_ref: Any, lse_ref: Any, peak_ref: Any, total_ref: Any, sum_ref: Any) -> None:

@@ -41,7 +41,8 @@ class PageStream:
         num_pages: Number of pages that a row reads, as a function of the row.
         start: Start the copies of a row's pages [first, first + count): `start(row, first, count, slot)`.
         buffers: Rings of buffers [num_buffers, pages_per_buffer, ...] in VMEM; each is filled by `start`.
-        semaphores: One DMA semaphore per ring and buffer [rings, num_buffers].
+        whole: Rings of buffers [num_buffers, ...] of which `start` fills each by one copy, whatever the count.
+        semaphores: One DMA semaphore per ring and buffer [rings, num_buffers], those of `buffers` first.
         state: SMEM int32 [NUM_STATES], kept between grid steps.
     """
 
@@ -50,6 +51,7 @@ class PageStream:
     buffers: tuple[Any, ...]
     semaphores: Any
     state: Any
+    whole: tuple[Any, ...] = ()
 
     @property
     def num_buffers(self) -> int:
@@ -93,6 +95,8 @@ class PageStream:
                 self.state[_ROW] = self._next_row(row + 1, end_row)
 
     def _wait(self, count: Any, slot: Any) -> None:
+        for ring, buffer in enumerate(self.whole, len(self.buffers)):
+            pltpu.make_async_copy(buffer.at[slot], buffer.at[slot], self.semaphores.at[ring, slot]).wait()
         for ring, buffer in enumerate(self.buffers):
             semaphore = self.semaphores.at[ring, slot]
 
@@ -157,9 +161,12 @@ def rounded(count: int, multiple: int) -> int:
 
 
 def tile_bytes(rows: int, columns: int, dtype: Any) -> int:
-    """Return the bytes of a matrix in tiles of 128 lanes and 8 sublanes of 32 bits; 16-bit values lie in pairs."""
+    """Return the bytes of a matrix in tiles of 128 lanes and 8 sublanes of 32 bits; smaller values lie side by side."""
     itemsize = jnp.dtype(dtype).itemsize
-    return rounded(rows, SUBLANES * 4 // itemsize) * rounded(columns, LANES) * itemsize
+    tile_rows = SUBLANES * 4 // itemsize
+    if itemsize == 1 and rows < tile_rows:
+        tile_rows = SUBLANES  # a page of 16 fills two such tiles
+    return rounded(rows, tile_rows) * rounded(columns, LANES) * itemsize
 
 
 def vmem_limit(buffer_bytes: int) -> int:

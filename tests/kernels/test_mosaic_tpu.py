@@ -1,5 +1,6 @@
 """What is the TPU kernels' own: their parts one by one, rings of small buffers, what they cannot run. Interpreted."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockTopKResult, DecodeResult, _mosaic_tpu
+from pallas_kernels import BlockTopKResult, DecodeResult, _mosaic_tpu, _mosaic_tpu_sizes
 from pallas_kernels._interpret import interpreted
 from pallas_kernels._mosaic_tpu import Tuning, unsupported
+from pallas_kernels._mosaic_tpu_scales import chunk_scales, pages_read
 from pallas_kernels._mosaic_tpu_score import ScoreSpec, score_pages
 from pallas_kernels._mosaic_tpu_select import SelectSpec, select_pages
 from pallas_kernels._reference import (
@@ -80,7 +82,7 @@ def test_scores_follow_runs_and_scattered_pages(rng):
 # Rows of one head of two; chunks that do not divide the table; rings that turn round within a row and pass over empty
 # rows: at the start, in between, at the end.
 def test_dense_rings_of_small_buffers(monkeypatch):
-    monkeypatch.setattr(_mosaic_tpu, "_MAX_HEADS_PER_ROW", 1)
+    monkeypatch.setattr(_mosaic_tpu_sizes, "_MAX_HEADS_PER_ROW", 1)
     case = make_case([0, 4 * 64 + 1, 0, 2 * 64, 0], Layout(64, 2, 5, 64, "float32"), max_pages=5)
     window = {"window_len": 150, "sink_len": 65}
     tuning = Tuning(pages_per_buffer=2, num_buffers=3)
@@ -96,6 +98,38 @@ def test_selected_pages_in_small_buffers():
     wanted = reference_quest_decode(*case.arguments("quest_decode"), **counts)
     assert [[[m for m in pages if m < 5] for pages in heads] for heads in got.selected.tolist()] == wanted.read
     check(got, wanted, "bfloat16")
+
+
+# Two heads a row, each with scales of its own; pages passed over; a chunk of which the last page is not there. NaN lies
+# in whatever no sequence holds, of scales and of pages.
+def test_quantised_rings_of_small_buffers():
+    case = make_case([0, 5 * 32 - 3, 0, 33], Layout(32, 2, 3, 64, "float32", "float8_e4m3fn"), max_pages=5)
+    window = {"window_len": 70, "sink_len": 5}
+    tuning = Tuning(pages_per_buffer=2, num_buffers=2)
+    got = contract.run("paged_decode", "mosaic_tpu", case, tuning=tuning, **window)
+    check(got, reference_paged_decode(*case.arguments("paged_decode"), **case.scales, **window), "float32")
+
+
+def test_scales_lie_by_chunk_as_pages_are_read(rng):
+    pools = rng.normal(size=(2, 20, 4, 8)).astype("float32")
+    table = rng.permutation(20)[:14].reshape(2, 7).astype("int32")
+    ranges = np.array([[7, 0, 0, 0], [4, 3, 0, 0]], "int32")  # the second sequence passes over three pages
+    selected = np.array([[[0, 3, 6]] * 3 + [[1, 2, 7]], [[2, 7, 7]] * 4], "int32")  # 7: no page
+    in_order = np.array([[[0, 1, 2, 3, 4]], [[0, 4, 5, 6, 6]]])
+
+    @partial(jax.jit, static_argnames="heads")
+    def gather(pools, table, selected, ranges, heads):
+        return chunk_scales(tuple(pools), pages_read(table, selected, ranges, 1, 5), heads, 2)  # chunks of two pages
+
+    for listed, wanted, heads in ((selected, selected, 1), (None, in_order, 2)):
+        chunks = np.asarray(gather(pools, table, listed, ranges, heads=heads))
+        assert chunks.shape == (8 // heads, -(-wanted.shape[2] // 2), 2 * heads, 16)
+        wanted = np.broadcast_to(wanted, (2, 4, wanted.shape[2]))
+        for (b, k, j), page in np.ndenumerate(wanted):
+            row, head = divmod(4 * b + k, heads)
+            got = chunks[row, j // 2, [head, heads + head]].reshape(2, 2, 8)[:, j % 2]
+            if page < 7:
+                np.testing.assert_array_equal(got, pools[:, table[b, page], k])
 
 
 def test_page_ids_that_do_not_fit_are_run_in_parts(monkeypatch):
@@ -129,10 +163,17 @@ def test_unsupported_says_why():
     assert reason(*good, summaries=shape(99, 4, 256), num_blocks=64) is None
     assert reason(*good, window_len=100, sink_len=4) is None
     q, pages, table = good
+    for dtype, page_len in itertools.product(("int8", "float8_e4m3fn"), (16, 32, 64, 128)):
+        assert reason(q, shape(99, 4, page_len, 128, dtype=dtype), table) is None
     cases = {
         "head_dim must be one of": (shape(4, 16, 96), shape(99, 4, 16, 96), table),
         "page_len must be one of": (q, shape(99, 4, 48, 128), table),
-        "must be bfloat16 or float32; got bfloat16, float16": (q, shape(99, 4, 16, 128, dtype="float16"), table),
+        "must be bfloat16 or float32; got float16": (shape(4, 16, 128, dtype="float16"), pages, table),
+        "must be bfloat16, float32, int8, float8_e4m3fn; got float16": (
+            q,
+            shape(99, 4, 16, 128, dtype="float16"),
+            table,
+        ),
         "query heads may share": (shape(4, 68, 128), pages, table),
         "must fit the scalar memory": (q, pages, shape(4, 2**18, dtype="int32")),
     }
