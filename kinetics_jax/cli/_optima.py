@@ -61,13 +61,13 @@ class Optima:
 
     Attributes:
         choice: Optima of all models, and the best of them.
-        rounded: The best model's optimum in whole numbers, one a cost.
-        grid: The best of the grid on the same surface, of the best model, one a cost.
+        rounded: The best model's optimum in whole numbers, one a cost; None where there is no optimum.
+        grid: The best of the grid on the same surface, of the best model, likewise.
     """
 
     choice: ModelChoice
-    rounded: Sequence[Rounded]
-    grid: Sequence[GridOptimum]
+    rounded: Sequence[Rounded | None]
+    grid: Sequence[GridOptimum | None]
 
 
 def parse_choice(text: str) -> StrategyChoice:
@@ -138,7 +138,7 @@ def prices_of(
 
 
 def default_costs(prices: Sequence[RequestPrice], bounds: Bounds) -> list[float]:
-    """Return costs from a little above the cheapest setting's to the dearest one's."""
+    """Return costs from above the cheapest setting's to the dearest one's."""
 
     def cost_of(price: RequestPrice, end: int) -> float:
         at = {name: bounds.ends(name)[end] for name in VARIABLES}
@@ -146,8 +146,9 @@ def default_costs(prices: Sequence[RequestPrice], bounds: Bounds) -> list[float]
         at["budget_len"] = context_len if at["budget_len"] is None else at["budget_len"]
         return float(price(Setting(**at)))
 
-    low, high = 1.5 * min(cost_of(price, 0) for price in prices), max(cost_of(price, 1) for price in prices)
-    return [float(f"{cost:.2e}") for cost in np.geomspace(low, high, _NUM_COSTS)]
+    # The cheapest setting itself, one trial of a few tokens, solves next to nothing: the costs begin a step above.
+    low, high = min(cost_of(price, 0) for price in prices), max(cost_of(price, 1) for price in prices)
+    return [float(f"{cost:.2e}") for cost in np.geomspace(low, high, _NUM_COSTS + 1)[1:]]
 
 
 def solve(
@@ -162,8 +163,13 @@ def solve(
     """Return the best model's optimum at each cost, rounded, beside the best of the grid that Algorithm 1 has."""
     choice = compare_models(surface, prices, np.asarray(costs), bounds=bounds)
     lens, trials, budgets = _grid_of(bounds, tables)
-    rounded, grid = [], []
+    rounded: list[Rounded | None] = []
+    grid: list[GridOptimum | None] = []
     for place, cost in enumerate(costs):
+        if not np.isfinite(choice.optimum.accuracy[place]):  # no climb arrived
+            rounded.append(None)
+            grid.append(None)
+            continue
         name = surface.models[int(choice.model[place])]
         law, price = surface.of_model(name), prices[int(choice.model[place])]
         bill = None

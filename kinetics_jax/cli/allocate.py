@@ -1,7 +1,7 @@
 """`kinetics allocate`: the best use of a cost between the grid's points, with what one more percent of it is worth."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from kinetics_jax.scaling import GridComparison, fit_accuracy_surface, score_optima, tradeoff_table
+from kinetics_jax.scaling import GridOptimum, Rounded, fit_accuracy_surface, score_optima, tradeoff_table
 from kinetics_jax.scaling import allocate as allocate_on_grid
 from kinetics_jax.specs import HARDWARE, ModelSpec
 from kinetics_jax.traces import TraceTable
 from kinetics_jax.zoo import RECORDED_TRACES
 
-from ._app import app
+from ._app import app, console
 from ._loading import known_models
 from ._optima import (
     Optima,
@@ -35,6 +36,8 @@ from ._study import STRATEGIES
 from ._tables import Traces, load_tables, named, one_task
 
 _NUM_CAPS = 16
+# Steps of the fit: on the recorded block_topk the log likelihood is -55,231 after these and -55,223 after 300.
+_NUM_STEPS = 150
 
 
 @app.command()
@@ -74,16 +77,10 @@ def allocate(
 ) -> None:
     """Fit accuracy to traces, and print the best length, trials and KV budget that each cost buys."""
     chip, known = HARDWARE[hardware], known_models(geometry or ())
-    request = Request(
-        method=method or "",
-        hardware=chip,
-        combine=parse_combine(combine),
-        strategy=parse_choice(strategy),
-        batch_size=batch_size,
-        is_mean=average,
-        max_trials=max_trials,
-    )
+    how, choice = parse_combine(combine), parse_choice(strategy)
     _require_costs(cost or ())
+    if held_out:
+        _require_beside(choice, batch_size=batch_size, max_trials=max_trials, is_mean=average)
     tables = one_task(load_tables(traces, models=model or ()), traces, task)
     unknown = sorted({table.model for table in tables if table.model not in known})
     if unknown:
@@ -91,26 +88,39 @@ def allocate(
             f"{traces} has traces of {', '.join(unknown)}, whose geometry the catalogue lacks, so that nothing can be "
             "priced. Give the model's folder with --geometry."
         )
-    with named(traces):
+    with named(traces), _stages() as say:
         chosen, tables = tables_of(sorted(tables, key=lambda table: known[table.model].num_params), method)
-        request = replace(request, method=chosen)
-        head = {
-            "traces": str(traces),
-            "task": tables[0].task,
-            "num_problems": tables[0].num_problems,
-            "num_trials": int(sum(table.mask.sum() for table in tables)),
-            "models": list(dict.fromkeys(table.model for table in tables)),
-            "method": chosen,
-            "strategy": strategy,
-            "hardware": hardware,
-            "flops_per_byte": chip.intensity("bfloat16", "bfloat16"),
-            "combine": combine,
-            "batch_size": batch_size,
-        }
-        if held_out:
-            _show_held_out(head, tables, known, request, cost, as_json)
-        else:
-            _show_optima(head, tables, known, request, cost, as_json)
+        request = Request(
+            method=chosen,
+            hardware=chip,
+            combine=how,
+            strategy=choice,
+            batch_size=batch_size,
+            is_mean=average,
+            max_trials=max_trials,
+        )
+        compute = _held_out if held_out else _optima
+        found = compute(tables, known, request, cost or (), say)
+    content = {
+        "traces": str(traces),
+        "task": tables[0].task,
+        "num_problems": tables[0].num_problems,
+        "num_trials": int(sum(table.mask.sum() for table in tables)),
+        "models": list(dict.fromkeys(table.model for table in tables)),
+        "method": chosen,
+        "strategy": strategy,
+        "hardware": hardware,
+        "flops_per_byte": chip.intensity("bfloat16", "bfloat16"),
+        "combine": combine,
+        "batch_size": batch_size,
+        **found,
+    }
+    if as_json:
+        print_json(content)
+    elif held_out:
+        _print_held_out(content)
+    else:
+        _print_optima(content)
 
 
 def _require_costs(costs: Sequence[float]) -> None:
@@ -119,52 +129,76 @@ def _require_costs(costs: Sequence[float]) -> None:
         raise ValueError(f"a cost must be a positive number of eFLOPs, such as 1e17; got {wrong[0]:g}")
 
 
-def _show_optima(
-    head: dict[str, Any],
+def _require_beside(strategy: str, *, batch_size: int | None, max_trials: int | None, is_mean: bool) -> None:
+    """Raise ValueError for what Algorithms 1 and 2 on recorded trials do not know."""
+    if strategy == "both":
+        raise ValueError("--held-out stands beside Algorithm 1 or 2: choose --strategy long_cot or best_of_n.")
+    for option, is_given, why in (
+        ("--batch-size", batch_size is not None, "prices endless batches"),
+        ("--max-trials", max_trials is not None, "has the recorded trials only"),
+        ("--average", is_mean, "caps the expected price, as Algorithms 1 and 2 do"),
+    ):
+        if is_given:
+            raise ValueError(f"--held-out {why}. Leave {option} out.")
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done and since when; give the function that says it."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task("", total=None)
+        yield lambda text: bar.update(row, description=text)
+
+
+def _optima(
     tables: Sequence[TraceTable],
     models: Mapping[str, ModelSpec],
     request: Request,
-    cost: Sequence[float] | None,
-    as_json: bool,
-) -> None:
-    # In single precision the optimality conditions hold to three digits only.
+    cost: Sequence[float],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return a row a cost: the optimum on the fitted surface, what one may run, the best of the grid."""
+    bounds = bounds_of(tables, request)
+    say("Fitting a law of accuracy to the trials")
+    surface = fit_accuracy_surface(tables, num_steps=_NUM_STEPS)
+    # In single precision the optimality conditions hold to three digits only; to a fit that is enough.
     with jax.enable_x64(True):
-        surface = fit_accuracy_surface(tables)
-        prices, bounds = prices_of(surface, tables, models, request), bounds_of(tables, request)
+        surface = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), surface)
+        prices = prices_of(surface, tables, models, request)
         costs = sorted(cost or default_costs(prices, bounds))
+        say(f"Solving for {len(surface.models)} models at {len(costs)} costs; most of it is compilation")
         optima = solve(surface, prices, costs, bounds, tables, models, request)
         rows = [_row(optima, place, float(paid), request.method) for place, paid in enumerate(costs)]
-    content = {**head, "costs_are": "means" if request.is_mean else "caps", "rows": rows}
-    if as_json:
-        print_json(content)
-    else:
-        _print_optima(content)
+    return {"costs_are": "means" if request.is_mean else "caps", "rows": rows}
 
 
 def _row(optima: Optima, place: int, cost: float, method: str) -> dict[str, Any]:
-    choice, rounded, grid = optima.choice, optima.rounded[place], optima.grid[place]
+    choice, grid = optima.choice, optima.grid[place]
     best, growth = (jax.tree.map(lambda leaf: leaf[place], tree) for tree in (choice.optimum, choice.growth))
-    per_doubling = {name: float(value) for name, value in vars(growth.per_doubling()).items()}
+    per_doubling = {name: _known(value) for name, value in vars(growth.per_doubling()).items()}
     return {
         "cost": cost,
         "model": choice.models[int(choice.model[place])],
-        **{name: float(value) for name, value in vars(best.setting).items()},
-        "accuracy": float(best.accuracy),
-        "spent": float(best.cost),
-        "shadow_price": float(best.shadow_price),
+        **{name: _known(value) for name, value in vars(best.setting).items()},
+        "accuracy": _known(best.accuracy),
+        "spent": _known(best.cost),
+        "shadow_price": _known(best.shadow_price),
         "tight": [name for name in best.tight(1e-5)[0] if name != "cost"],
-        "kkt_residual": float(best.kkt_residual),
+        "kkt_residual": _known(best.kkt_residual),
         "growth_per_doubling": per_doubling,
         "accuracy_by_model": {
             name: _known(value) for name, value in zip(choice.models, choice.each.accuracy[:, place], strict=True)
         },
-        "rounded": _whole(rounded, method),
+        "rounded": _whole(optima.rounded[place], method),
         "grid": _whole(grid, method),
     }
 
 
-def _whole(found: Any, method: str) -> dict[str, Any] | None:
+def _whole(found: Rounded | GridOptimum | None, method: str) -> dict[str, Any] | None:
     """Return a whole setting as what an engine is told, or None where none is affordable."""
+    if found is None:
+        return None
     length, trials, budget, page = (np.ravel(value)[0] for value in vars(found.setting).values())
     if not np.isfinite(length):
         return None
@@ -184,29 +218,42 @@ def _known(value: Any) -> float | None:
 
 def _print_optima(content: dict[str, Any]) -> None:
     means = "mean costs" if content["costs_are"] == "means" else "caps per request"
+    family = {name.rpartition("-")[0] for name in content["models"]}
     title = (
         f"{content['method']} on {content['task']}: {content['num_problems']} problems, {content['num_trials']:,} "
-        f"trials; eFLOPs on {content['hardware']} ({content['combine']}), {means}.\n"
-        "Accuracy: of the fitted law, not of held-out trials (--held-out). Worth: points that 1% more buys.\n"
-        "To run: whole tokens x trials, attention, accuracy of the law. Grid: the best of Algorithm 1's candidates."
+        f"trials{' of ' + family.copy().pop() if len(family) == 1 else ''}; eFLOPs on {content['hardware']} "
+        f"({content['combine']}), {means}.\n"
+        "Accuracy is that of the fitted law, not of held-out trials (--held-out). * a bound holds it. Worth: points "
+        "that 1% more buys.\n"
+        "To run: the best whole setting beside the optimum by its exact bill, and its accuracy. Grid: the best of "
+        "Algorithm 1's candidates."
     )
-    columns = ("eFLOPs", "model", "tokens x trials", "KV budget", "held by", "accuracy", "worth", "to run", "grid")
-    print_table(title, columns, [_cells(row) for row in content["rows"]], num_labels=1)
+    page = " / page" if any(row["page_len"] not in (1, None) for row in content["rows"]) else ""
+    columns = ("eFLOPs", "model", "tokens x trials", f"KV budget{page}", "accuracy", "worth", "to run", "grid")
+    print_table(title, columns, [_cells(row, len(family) == 1) for row in content["rows"]], num_labels=2)
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], is_family: bool) -> tuple[str, ...]:
+    if row["accuracy"] is None:
+        return (f"{row['cost']:.2e}", *["none"] * 7)
+
+    def at(name: str) -> str:
+        ends = {"budget_len": ("whole context",), "page_len": ("page in budget",)}.get(name, ())
+        is_held = any(limit in (f"{name} at least", f"{name} at most", *ends) for limit in row["tight"])
+        return f"{row[name]:,.1f}{'*' if is_held else ''}"
+
     def whole(found: dict[str, Any] | None) -> str:
         if found is None:
             return "none"
-        return f"{found['gen_len']:,} x {found['num_trials']:,}, {found['attention']}: {found['accuracy']:.3f}"
+        reads = found["attention"].partition(":")[2] or "dense"
+        return f"{found['gen_len']:,} x {found['num_trials']:,}, {reads}: {found['accuracy']:.3f}"
 
-    page = "" if row["page_len"] == 1 else f" in pages of {row['page_len']:.1f}"
+    left = "" if row["spent"] > 0.999 * row["cost"] else f" ({row['spent']:.2e} spent)"
     return (
-        f"{row['cost']:.2e}",
-        row["model"],
-        f"{row['gen_len']:,.1f} x {row['num_trials']:,.1f}",
-        f"{row['budget_len']:,.1f}{page}",
-        ", ".join(row["tight"]) or "the cost alone",
+        f"{row['cost']:.2e}{left}",
+        row["model"].rpartition("-")[2] if is_family else row["model"],
+        f"{at('gen_len')} x {at('num_trials')}",
+        at("budget_len") + ("" if row["page_len"] == 1 else f" / {at('page_len')}"),
         f"{row['accuracy']:.3f}",
         f"{row['shadow_price']:.3f}",
         whole(row["rounded"]),
@@ -214,48 +261,50 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _show_held_out(
-    head: dict[str, Any],
+def _held_out(
     tables: Sequence[TraceTable],
     models: Mapping[str, ModelSpec],
     request: Request,
-    cost: Sequence[float] | None,
-    as_json: bool,
-) -> None:
-    strategy = request.strategy
-    if strategy == "both":
-        raise ValueError("--held-out stands beside Algorithm 1 or 2: choose --strategy best_of_n or long_cot.")
-    if request.batch_size is not None:
-        raise ValueError("--held-out prices endless batches, as Algorithms 1 and 2 do. Leave --batch-size out.")
+    cost: Sequence[float],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return a row a cap: what rounded optima and Algorithm 1 or 2 reach on trials that neither has seen."""
+    assert request.strategy != "both"
     sparse = [table for table in tables if table.attention != "dense"]
     if not sparse:
         raise ValueError("--held-out chooses a KV budget; the traces are dense only. Run a sparse method at some.")
+    say(f"{STRATEGIES[request.strategy]} on the grid")
     tradeoff = tradeoff_table(
-        sparse, models=models, hardware=request.hardware, combine=request.combine, strategy=strategy
+        sparse, models=models, hardware=request.hardware, combine=request.combine, strategy=request.strategy
     )
     caps = np.asarray(sorted(cost or np.asarray(tradeoff.budget_grid(_NUM_CAPS), dtype=float).tolist()))
+    bought = allocate_on_grid(tradeoff, jnp.asarray(caps, jnp.float32))
+    say("Optima of one half of the trials; most of it is compilation")
     scored = score_optima(
-        tables, models=models, hardware=request.hardware, budgets=caps, strategy=strategy, combine=request.combine
+        tables,
+        models=models,
+        hardware=request.hardware,
+        budgets=caps,
+        strategy=request.strategy,
+        combine=request.combine,
+        on_progress=lambda done, total: say(f"Optima by half of the trials and grade of difficulty: {done} of {total}"),
     )
-    beside = scored.beside(allocate_on_grid(tradeoff, jnp.asarray(caps, jnp.float32)))
+    columns = {name: values for name, values in vars(scored.beside(bought)).items() if name != "budgets"}
     rows = [
-        {name: float(values[place]) for name, values in vars(beside).items()} | {"cost": float(caps[place])}
-        for place in range(caps.size)
+        {"cost": float(cap), **{name: float(values[place]) for name, values in columns.items()}}
+        for place, cap in enumerate(caps)
     ]
-    content = {**head, "costs_are": "caps on the expected price", "rows": rows}
-    if as_json:
-        print_json(content)
-    else:
-        _print_held_out(content, beside)
+    return {"costs_are": "caps on the expected price", "rows": rows}
 
 
-def _print_held_out(content: dict[str, Any], beside: GridComparison) -> None:
-    num_within = int((beside.gain >= -beside.grid_stderr).sum())
+def _print_held_out(content: dict[str, Any]) -> None:
+    rows = content["rows"]
+    num_within = sum(row["gain"] >= -row["grid_stderr"] for row in rows)
     title = (
         f"Rounded optima beside {STRATEGIES[content['strategy']]} on a grid, {content['method']} on {content['task']}; "
         f"caps on the expected price in eFLOPs on {content['hardware']} ({content['combine']}).\n"
         "Both choose on one half of the trials and are scored on the other; gains in points (standard error, problems "
-        f"paired).\nWithin one standard error of the grid's accuracy, or better: {num_within} of {len(beside.gain)}."
+        f"paired).\nWithin one standard error of the grid's accuracy, or better: {num_within} of {len(rows)}."
     )
     columns = ("cap", "grid", "spent", "optimum", "spent", "gain", "gain at equal spending")
     cells = [
@@ -268,7 +317,7 @@ def _print_held_out(content: dict[str, Any], beside: GridComparison) -> None:
             _points(row["gain"], row["gain_stderr"]),
             _points(row["gain_at_spent"], row["gain_at_spent_stderr"]),
         )
-        for row in content["rows"]
+        for row in rows
     ]
     print_table(title, columns, cells, num_labels=0)
 

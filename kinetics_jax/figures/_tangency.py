@@ -76,9 +76,9 @@ def tangency(
         axes.plot(*chosen.values(), label="optimum\n(eFLOPs: accuracy)", clip_on=False, **path_look)
         axes.plot([], [], color=_ACCURACY, linewidth=1.0, label="equal accuracy")
         axes.plot([], [], color=_COST, linewidth=1.8, label="equal cost")
+        middle = np.sqrt(across[0] * across[-1])
         for x, y, paid, right in zip(*chosen.values(), np.ravel(optima.cost), np.ravel(optima.accuracy), strict=True):
-            at_dot = {"xytext": (-6, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
-            axes.annotate(f"{float(paid):.1e}:\n{float(right):.2f}", (x, y), fontsize=8, color=_COST, **at_dot)
+            _write_optimum(axes, x, y, f"{float(paid):.1e}:\n{float(right):.2f}", is_left=bool(x < middle))
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         write_counts(axes.xaxis)
@@ -116,6 +116,14 @@ def _draw_costs(axes: Axes, across: np.ndarray, up: np.ndarray, cost: np.ndarray
     inside = costs[np.isfinite(costs) & (costs > cost.min()) & (costs < cost.max())]
     if inside.size:
         axes.contour(across, up, cost, levels=inside, colors=_COST, linewidths=1.8)
+
+
+def _write_optimum(axes: Axes, x: float, y: float, text: str, *, is_left: bool) -> None:
+    """Write beside a dot where the path, which rises to the right, does not pass: inside the picture in either half."""
+    offset, across, up = ((6, -5), "left", "top") if is_left else ((-6, 5), "right", "bottom")
+    ground = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    look = {"fontsize": 8, "color": _COST, "ha": across, "va": up, "bbox": ground}
+    axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", **look)
 
 
 def _rows(

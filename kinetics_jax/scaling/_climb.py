@@ -17,6 +17,8 @@ _LONGEST_STEP, _FLATTEST = 0.7, 1e-13
 _SHARES = (1.0, 0.5, 0.2, 0.05)
 # Products stay within this factor of what a step aims at: a multiplier that runs away takes long to come back.
 _SPREAD, _CLOSE = 1e4, 10.0
+# Slacks are corrected to what a limit leaves if that is at least this share of them.
+_LIKE = 0.5
 
 
 @jax.tree_util.register_dataclass
@@ -86,7 +88,7 @@ def _arrived(z: Any) -> float:
 
 def _step(problem: Problem, at: Climber) -> Climber:
     view = _look(problem, at)
-    at = replace(at, slack=jnp.maximum(at.slack, -view.excess))
+    at = replace(at, slack=_room(at.slack, view.excess))
     offs = [jnp.abs(off).max() for off in (view.uphill, view.excess + at.slack, at.multiplier * at.slack - at.aim)]
     is_close = reduce(jnp.maximum, offs) < _CLOSE * at.aim
     lower = jnp.maximum(jnp.minimum(0.2 * at.aim, at.aim**1.5), jnp.finfo(at.z.dtype).eps)
@@ -141,12 +143,22 @@ def _best_share(problem: Problem, at: Climber, to_z: Any, to_slack: Any, aim: An
     def merit(share: Any) -> Any:
         z, slack = at.z + share * to_z, at.slack + share * to_slack
         curved = problem.curved(z)
-        mismatch = jnp.abs(problem.excess(z, curved) + slack).sum()
+        excess = problem.excess(z, curved)
+        slack = _room(slack, excess)
+        mismatch = jnp.abs(excess + slack).sum()
         merit = steepness * mismatch - curved[0] - aim * jnp.log(slack).sum()
         return jnp.where(jnp.isfinite(merit), merit, jnp.inf)
 
     shares = jnp.asarray(_SHARES, at.z.dtype)
     return shares[jnp.argmin(jax.vmap(merit)(shares))]
+
+
+def _room(slack: Any, excess: Any) -> Any:
+    """Return the slacks that the limits leave, where those are not much smaller than believed.
+
+    Else the curvature of limits that nothing comes near, the cost of one who has money to spare, would shorten steps.
+    """
+    return jnp.where(-excess > _LIKE * slack, -excess, slack)
 
 
 def _to_wall(value: Any, change: Any, near: Any) -> Any:

@@ -1,7 +1,7 @@
 """Which model at which budget: the optimum of each beside the others', and the mixture that a mean budget allows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -12,9 +12,13 @@ from jaxtyping import Float, Int
 from ._elasticities import Elasticities, solve_and_differentiate
 from ._hull import hull_vertices
 from ._kkt import Bounds
+from ._lanes import stack
 from ._optimum import Optimum, cheapest_price, require_affordable
 from ._price import RequestPrice
 from ._surface import AccuracySurface
+
+# Budgets are few here, and of two optima that are nearly as good three starts may miss one.
+_NUM_STARTS = 6
 
 
 @jax.tree_util.register_dataclass
@@ -61,18 +65,9 @@ def compare_models(
         raise ValueError(f"every model needs a price; got {len(prices)} for {', '.join(surface.models)}")
     cheapest = min(prices, key=lambda price: cheapest_price(price, bounds))
     require_affordable(surface, cheapest, budget, bounds)
-    stacked = jax.tree.map(
-        lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.zeros(()).dtype) for leaf in leaves]), *prices
-    )
-    leaves = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), surface)
-    budgets = jnp.asarray(budget, jnp.zeros(()).dtype)
-
-    @jax.jit
-    @jax.vmap
-    def solve(surface: AccuracySurface, price: RequestPrice) -> tuple[Optimum, Elasticities]:
-        return solve_and_differentiate(surface, price, budgets, bounds)
-
-    each, growth = solve(leaves, stacked)
+    budgets, stacked = jnp.asarray(budget, jnp.zeros(()).dtype), stack(prices)
+    leaves, bounds = jax.tree.map(lambda leaf: jnp.asarray(leaf, budgets.dtype), (surface, bounds))
+    each, growth = _solve_models(replace(leaves, models=(), problems=()), stacked, bounds, budgets)
     is_met = (each.kkt_residual < 1e-3) & (each.cost <= budgets[None] * (1 + 1e-3))
 
     def where_met(leaf: Any) -> Any:
@@ -82,6 +77,18 @@ def compare_models(
     best = jnp.argmax(jnp.where(is_met, each.accuracy, -jnp.inf), axis=0)
     optimum, best_growth = jax.tree.map(lambda leaf: leaf[best, jnp.arange(best.size)], (each, growth))
     return ModelChoice(each=each, model=best, optimum=optimum, growth=best_growth, models=surface.models)
+
+
+@jax.jit
+def _solve_models(
+    surfaces: AccuracySurface, prices: RequestPrice, bounds: Bounds, budgets: Any
+) -> tuple[Optimum, Elasticities]:
+    def one(lane: tuple[AccuracySurface, RequestPrice]) -> tuple[Optimum, Elasticities]:
+        surface, price = lane
+        return solve_and_differentiate(surface, price, budgets, bounds, num_starts=_NUM_STARTS)
+
+    # One after the other, as in `solve_lanes`; without names, so that any models share the program.
+    return jax.lax.map(one, (surfaces, prices))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,16 +69,18 @@ def elasticities(
 
 
 def solve_and_differentiate(
-    surface: Any, price: Any, budgets: Any, bounds: Bounds, cause: Cause = "budget"
+    surface: Any, price: Any, budgets: Any, bounds: Bounds, cause: Cause = "budget", num_starts: int = 4
 ) -> tuple[Optimum, Elasticities]:
     """Return the optimum and its elasticities by one cause, one program for both; nothing is checked."""
 
     def solve(log_factor: Any) -> Optimum:
         factor = jnp.exp(log_factor)
         if cause == "budget":
-            return optimal_allocation(surface, price, budgets * factor, bounds=bounds)
+            return optimal_allocation(surface, price, budgets * factor, bounds=bounds, num_starts=num_starts)
         changed = replace(price, **{cause: getattr(price, cause) * factor})
-        return optimal_allocation(surface, changed, budgets * jnp.ones_like(factor), bounds=bounds)
+        return optimal_allocation(
+            surface, changed, budgets * jnp.ones_like(factor), bounds=bounds, num_starts=num_starts
+        )
 
     zero = jnp.zeros((), budgets.dtype)
     optimum, slope = jax.jvp(solve, (zero,), (jnp.ones_like(zero),))

@@ -38,7 +38,8 @@ def fit_accuracy_surface(
     This is a chain of binomials, one an interval, given that the trial is unsolved so far; no trial counts twice.
     Normal priors (standard deviation 2 for difficulties, 3 for the other parameters before they are made positive)
     keep finite what the trials leave open: the difficulty of a problem that nobody solves. All models are
-    fitted at once (`vmap`), each with difficulties of its own, by L-BFGS, in the precision that JAX is set to.
+    fitted at once (`vmap`), each with difficulties of its own, by L-BFGS, in double precision; what comes back has the
+    precision that JAX is set to.
 
     Args:
         tables: One table a (model, attention) on the same problems: one method at several KV budgets, and dense.
@@ -76,10 +77,15 @@ def require_many_points(outcomes: Outcomes) -> None:
 def fit_outcomes(outcomes: Outcomes, *, num_steps: int = 300) -> AccuracySurface:
     """Fit counted outcomes; see `fit_accuracy_surface`."""
     dtype = jnp.zeros(()).dtype
-    arrays = [jnp.asarray(array, dtype) for array in (outcomes.solved, outcomes.unsolved)]
-    shared = [jnp.asarray(array, dtype) for array in (outcomes.budget_len, outcomes.page_len, outcomes.limits)]
-    raw = _fit_lanes(*arrays, *shared, num_steps)
-    surface = jax.vmap(_surface_of)(raw)
+    # In single precision the line search stops short of the optimum, by up to 8% of the log likelihood, without a
+    # word. Standard promotion: in double precision optax adds int32 to int64.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        counts = [jnp.asarray(array, jnp.float64) for array in (outcomes.solved, outcomes.unsolved)]
+        shared = [
+            jnp.asarray(array, jnp.float64) for array in (outcomes.budget_len, outcomes.page_len, outcomes.limits)
+        ]
+        fitted = jax.tree.map(np.asarray, jax.vmap(_surface_of)(_fit_lanes(*counts, *shared, num_steps)))
+    surface = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), fitted)
     method = {text.partition(":")[0] for text in outcomes.attentions} - {"dense"}
     return AccuracySurface(
         **{name: getattr(surface, name) for name in _LEAVES},

@@ -5,7 +5,7 @@ found for each grade of difficulty under a cap on the expected price, rounded to
 other trials.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -127,6 +127,7 @@ def score_optima(
     budgets: Float[np.ndarray, " X"],
     strategy: Strategy = "long_cot",
     combine: Combine = "add",
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> HeldOutOptimum:
     """Fit on one half of the trials, allocate by gradient, round, score on the other half; and the other way round.
 
@@ -142,6 +143,7 @@ def score_optima(
         budgets: Caps on the expected price of a request [eFLOPs].
         strategy: "long_cot" chooses lengths and budgets, "best_of_n" trials and budgets, "both" all three.
         combine: How eFLOPs join compute and memory.
+        on_progress: Called after each grade of each fold with how many are done and how many there are.
 
     Returns:
         The scores.
@@ -160,11 +162,17 @@ def score_optima(
         name: request_price(models[name], method, hardware, prompt_len=prompt_len, combine=combine)
         for name in dict.fromkeys(table.model for table in tables)
     }
-    folds = []
+    folds, num_grades = [], len(set(tables[0].difficulty.tolist()))
     for fold in range(_NUM_FOLDS):
         seen, kept = ([_trials_of(table, part) for table in tables] for part in (1 - fold, fold))
         lanes = recorded_lanes(seen, models, prices, pay, strategy)
-        folds.append(_score(_choose(lanes, seen[0].difficulty, budgets), kept, models, pay))
+
+        def on_grade(num_done: int, fold: int = fold) -> None:
+            if on_progress is not None:
+                on_progress(fold * num_grades + num_done, _NUM_FOLDS * num_grades)
+
+        chosen = _choose(lanes, seen[0].difficulty, budgets, on_grade)
+        folds.append(_score(chosen, kept, models, pay))
     solved, paid = (np.mean(arrays, axis=0) for arrays in zip(*folds, strict=True))
     return HeldOutOptimum(budgets=budgets, solved=solved, paid=paid)
 
@@ -194,13 +202,16 @@ class _Choice:
 
 
 def _choose(
-    lanes: Sequence[RecordedLane], difficulty: Int[np.ndarray, " Q"], budgets: Float[np.ndarray, " X"]
+    lanes: Sequence[RecordedLane],
+    difficulty: Int[np.ndarray, " Q"],
+    budgets: Float[np.ndarray, " X"],
+    on_grade: Callable[[int], None],
 ) -> _Choice:
-    """Return the best rounded optimum for each problem."""
+    """Return the best rounded optimum for each problem, grade by grade."""
     shape = (budgets.size, difficulty.size)
     best, model = np.full(shape, -np.inf), np.full(shape, "", dtype=object)
     chosen = {name: np.ones(shape) for name in VARIABLES}
-    for grade in sorted(set(difficulty.tolist())):
+    for num_done, grade in enumerate(sorted(set(difficulty.tolist())), start=1):
         rows = np.flatnonzero(difficulty == grade)
         # One program for all lanes: what differs between models, folds and grades of one size are numbers.
         laws = [lane.law_of(rows) for lane in lanes]
@@ -226,6 +237,7 @@ def _choose(
             model[better] = lane.model
             for variable, values in chosen.items():
                 chosen[variable] = np.where(better, np.asarray(getattr(whole.setting, variable))[:, None], values)
+        on_grade(num_done)
     return _Choice(model=model, setting=Setting(**chosen))
 
 

@@ -52,7 +52,7 @@ class Optimum:
         return [[name for name, gap in zip(self.limits, row, strict=True) if gap < tolerance] for row in slack]
 
 
-def optimal_allocation(surface: Surface, price: Price, budget: Any, *, bounds: Bounds, num_starts: int = 3) -> Optimum:
+def optimal_allocation(surface: Surface, price: Price, budget: Any, *, bounds: Bounds, num_starts: int = 4) -> Optimum:
     r"""Find the setting of highest accuracy within a budget, differentiable through the optimum.
 
     ```
@@ -113,7 +113,7 @@ def optimal_allocation(surface: Surface, price: Price, budget: Any, *, bounds: B
     return _solve(_cast(surface), _cast(price), _cast(budget), _cast(bounds), "accuracy", num_starts)
 
 
-def minimal_cost(surface: Surface, price: Price, accuracy: Any, *, bounds: Bounds, num_starts: int = 3) -> Optimum:
+def minimal_cost(surface: Surface, price: Price, accuracy: Any, *, bounds: Bounds, num_starts: int = 4) -> Optimum:
     """Find the cheapest setting that reaches an accuracy: the dual of `optimal_allocation`, by the same method.
 
     Differences of log `cost` between two prices are what one of them saves at equal accuracy, differentiably.
@@ -219,7 +219,7 @@ def _is_traced(*trees: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def _require_sound(surface: Any, price: Any, limit: Any, bounds: Bounds, num_starts: int = 3) -> None:
+def _require_sound(surface: Any, price: Any, limit: Any, bounds: Bounds, num_starts: int = 4) -> None:
     if not bounds.free:
         raise ValueError("nothing is free to be chosen. Give one variable a pair (lowest, highest) in Bounds.")
     if not 1 <= num_starts <= 8:
@@ -263,7 +263,7 @@ def cheapest_price(price: Any, bounds: Bounds) -> float:
     return min(float(price(corner)) for corner in _corners(price, bounds, 0))
 
 
-def require_affordable(surface: Any, price: Any, budget: Any, bounds: Bounds, num_starts: int = 3) -> None:
+def require_affordable(surface: Any, price: Any, budget: Any, bounds: Bounds, num_starts: int = 4) -> None:
     """Raise ValueError where bounds contradict each other, a number is not finite, or a budget is too small.
 
     Traced numbers are not checked.
@@ -293,7 +293,7 @@ def require_affordable(surface: Any, price: Any, budget: Any, bounds: Bounds, nu
             )
 
 
-def require_reachable(surface: Any, price: Any, accuracy: Any, bounds: Bounds, num_starts: int = 3) -> None:
+def require_reachable(surface: Any, price: Any, accuracy: Any, bounds: Bounds, num_starts: int = 4) -> None:
     """Raise ValueError as `require_affordable`, where an accuracy is beyond the upper bounds."""
     _require_sound(surface, price, accuracy, bounds, num_starts)
     if _is_traced(surface, price, accuracy, bounds):

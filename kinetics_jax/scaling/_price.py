@@ -160,8 +160,11 @@ class RequestPrice:
         num_trials, page_len, prompt_len = setting.num_trials, setting.page_len, self.prompt_len
         cap = jnp.inf if self.method == "dense" else setting.budget_len - (page_len - 1) / 2
         elements, products = self.kv_elements_per_token, self.group_size * self.kv_elements_per_token
-        steps, attended, tokens = self._integrals(setting, prompt_len, cap)
-        _, fetched, _ = self._integrals(setting, prompt_len / num_trials, cap)
+        # What a trial reads, and its share of what all of them fetch: alike, so that programs hold it once.
+        first_lens = jnp.stack(jnp.broadcast_arrays(prompt_len, prompt_len / num_trials))
+        (steps, _), (attended, fetched), (tokens, _) = jax.vmap(lambda first: self._integrals(setting, first, cap))(
+            first_lens
+        )
         own_pages = (tokens + steps * (page_len - 1) / 2) / page_len
         prompt_pages = steps * prompt_len / page_len
         zero = 0.0 * steps

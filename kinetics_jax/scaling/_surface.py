@@ -119,8 +119,8 @@ class AccuracySurface:
         """
         if model not in self.models:
             raise ValueError(f"the surface has no model {model!r}. It has {', '.join(self.models) or 'no names'}.")
-        row = self.models.index(model)
-        return replace(jax.tree.map(lambda leaf: leaf[row], self), models=(), problems=())
+        at = (*(slice(None),) * (jnp.ndim(self.weights) - 2), self.models.index(model))  # resamples come before models
+        return replace(jax.tree.map(lambda leaf: leaf[at], self), models=(), problems=())
 
     def weighted(self, weights: Any) -> "AccuracySurface":
         """Return the same law averaged over other problems: one grade, one problem, a resample.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kinetics_jax.traces import write_traces
-from tests.cli.test_frontier import traces_of
+from tests.cli.made_up import traces_of
 
 
 @pytest.fixture(scope="module")

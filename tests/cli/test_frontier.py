@@ -10,39 +10,7 @@ import pytest
 from kinetics_jax.scaling import allocate_average, tradeoff_table
 from kinetics_jax.specs import HARDWARE, MODELS
 from kinetics_jax.traces import Trace, read_tables, write_traces
-from tests.scaling.synthetic import synthetic_tables
-
-MODELS_HERE = ("Kinetics-Mini-0.1M", "Kinetics-Mini-0.6M")
-
-
-def traces_of(task: str = "pathfind", models: tuple[str, ...] = MODELS_HERE) -> list[Trace]:
-    """Return made-up traces of two models, dense and top-k, 6 problems with 4 trials each."""
-    tables = synthetic_tables(models=models, attentions=("dense", "topk:64"), num_problems=6, num_trials=4)
-    return [
-        Trace(
-            run=f"{table.model}/{table.attention}/{task}",
-            model=table.model,
-            weights_hash="c0ffee",
-            task=task,
-            problem=problem,
-            difficulty=int(table.difficulty[q]),
-            trial=r,
-            seed=0,
-            attention=table.attention,
-            sampling="SamplingSpec()",
-            max_gen_len=table.max_gen_len,
-            prompt_ids=(1,) * int(table.prompt_len[q]),
-            output_ids=(2,) * int(table.gen_len[q, r]),
-            finish_reason="eos" if table.gen_len[q, r] < table.max_gen_len else "length",
-            answer="x" if is_right else None,
-            score=float(is_right),
-            solved_len=int(table.solved_len[q, r]) if is_right else None,
-            time_s=0.1,
-        )
-        for table in tables
-        for q, problem in enumerate(table.problems)
-        for r, is_right in enumerate(np.isfinite(table.solved_len[q]).tolist())
-    ]
+from tests.cli.made_up import MODELS_HERE, traces_of
 
 
 @pytest.fixture(scope="module")

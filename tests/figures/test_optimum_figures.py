@@ -156,7 +156,7 @@ def test_traces_become_a_surface_and_its_figure(tmp_path: Path):
 def test_the_plates_ask_for_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[tuple[Any, np.ndarray, Bounds]] = []
 
-    def solve(law: Any, price: Any, budgets: np.ndarray, *, bounds: Bounds) -> Optimum:
+    def solve(law: Any, price: Any, budgets: np.ndarray, *, bounds: Bounds, num_starts: int = 3) -> Optimum:
         """Stand in for the solver, whose tests are elsewhere: everything at its lower bound."""
         asked.append((price, budgets, bounds))
         low = optimum_of([1.0] * budgets.size, [0.5] * budgets.size, [8.0] * budgets.size, [0.0] * budgets.size)

@@ -26,16 +26,21 @@ class Powers:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Saturating:
-    """Two parts that fill up: accuracy = 1 - u exp(-n / s) - v exp(-N / t)."""
+class PowersAndParts(Powers):
+    """Powers, and two parts that fill up: + share (1 - u exp(-n / s) - v exp(-N / t)).
 
-    u: Any
-    s: Any
-    v: Any
-    t: Any
+    One class for both, so that all closed forms share a compiled program.
+    """
+
+    share: Any = 0.0
+    u: Any = 0.5
+    s: Any = 40.0
+    v: Any = 0.4
+    t: Any = 6.0
 
     def accuracy(self, setting: Setting) -> Any:
-        return 1 - self.u * jnp.exp(-setting.gen_len / self.s) - self.v * jnp.exp(-setting.num_trials / self.t)
+        filled = 1 - self.u * jnp.exp(-setting.gen_len / self.s) - self.v * jnp.exp(-setting.num_trials / self.t)
+        return super().accuracy(setting) + self.share * filled
 
 
 @jax.tree_util.register_dataclass
@@ -54,32 +59,27 @@ class Linear:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Housed(Linear):
-    """The same, of a request that needs room and time: n N bytes and n milliseconds."""
+    """Price = max(p n + q N + r B, a n, b N), as three parts; a request needs n N bytes and n milliseconds."""
+
+    a: Any = 1e-6
+    b: Any = 1e-6
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        return ("cost", "length", "trials")
+
+    def parts(self, setting: Setting) -> tuple[Any, ...]:
+        return super().__call__(setting), self.a * setting.gen_len, self.b * setting.num_trials
+
+    def __call__(self, setting: Setting) -> Any:
+        cost, length, trials = self.parts(setting)
+        return jnp.maximum(cost, jnp.maximum(length, trials))
 
     def cache_bytes(self, setting: Setting) -> Any:
         return setting.gen_len * setting.num_trials
 
     def latency_s(self, setting: Setting) -> Any:
         return 1e-3 * setting.gen_len
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class Larger:
-    """Price = max(p n, q N), as two parts."""
-
-    p: Any
-    q: Any
-
-    @property
-    def part_names(self) -> tuple[str, ...]:
-        return ("length", "trials")
-
-    def parts(self, setting: Setting) -> tuple[Any, ...]:
-        return self.p * setting.gen_len, self.q * setting.num_trials
-
-    def __call__(self, setting: Setting) -> Any:
-        return jnp.maximum(*self.parts(setting))
 
 
 def small_law(**changes: Any) -> AccuracySurface:

@@ -15,7 +15,9 @@ from kinetics_jax.scaling import (
     Bounds,
     HeldOutOptimum,
     ModelsByIntensity,
+    Optimum,
     Setting,
+    _experiments,
     allocate,
     allocation_laws,
     balance_cache,
@@ -159,7 +161,21 @@ class Steep:
         return self.unit * setting.gen_len**2 + setting.budget_len
 
 
-def test_laws_of_growth_by_hand(double: None):
+def test_laws_of_growth_by_hand(monkeypatch: pytest.MonkeyPatch):
+    """Price n^2 + B with the closed form in the solver's place: n^a B^b spends a / (a + 2 b) of the money on n^2."""
+
+    def in_closed_form(laws: Powers, prices: Any, bounds: Bounds, budgets: Any) -> tuple[Optimum, Any]:
+        budgets, share = np.asarray(budgets)[None], np.asarray(laws.length / (laws.length + 2 * laws.budget))[:, None]
+        low, high = (np.asarray(end)[:, None] for end in bounds.ends("budget_len"))
+        read = np.clip((1 - share) * budgets, low, high)
+        length = np.minimum((budgets - read) ** 0.5, np.asarray(bounds.ends("gen_len")[1])[:, None])
+        ones = np.ones_like(length)
+        setting = Setting(gen_len=length, num_trials=2 * ones, budget_len=read, page_len=ones)
+        paid = length**2 + read
+        nothing = {name: ones for name in ("accuracy", "shadow_price", "multipliers", "slack", "kkt_residual")}
+        return Optimum(setting=setting, cost=paid, limits=(), **nothing), ones > 0
+
+    monkeypatch.setattr(_experiments, "solve_lanes", in_closed_form)
     law = Powers(scale=1e-4, length=0.6, trials=0.0, budget=0.3)
     box = Bounds(gen_len=(1.0, 1e3), num_trials=2.0, budget_len=(50.0, 1e6))
     # Two resamples scale everything; a third hardly gains from B, which stays at its lower bound.
@@ -277,6 +293,18 @@ def test_the_value_of_sparsity_and_its_slope(double: None):
     np.testing.assert_allclose(found.dense.accuracy, accuracies, rtol=1e-6)
     np.testing.assert_allclose(found.sparse.accuracy, accuracies, rtol=1e-6)
     assert (np.asarray(found.log_saving) > 0).all()
+    # The dual: a shadow price is the slope of the accuracy, and no point of a fine grid is as good for less.
+    log_cost = np.log(found.sparse.cost)
+    slope = (found.sparse.shadow_price[1:] + found.sparse.shadow_price[:-1]) / 2
+    np.testing.assert_allclose(np.diff(log_cost), np.diff(accuracies) / slope, rtol=0.05)
+    axes = np.meshgrid(np.geomspace(8, 256, 200), np.geomspace(16, 256, 200), indexing="ij")
+    length, budget = (jnp.asarray(axis.ravel()) for axis in axes)
+    grid = Setting(gen_len=length, num_trials=jnp.ones(40_000), budget_len=budget, page_len=jnp.ones(40_000))
+    price = request_price(MINI, "topk", H100, prompt_len=294.0)
+    accuracy, cost = (np.asarray(jax.jit(jax.vmap(law))(grid)) for law in (small_law().accuracy, price))
+    least = np.array([cost[accuracy >= wanted].min() for wanted in accuracies])
+    assert (found.sparse.cost <= least * (1 + 1e-9)).all()
+    np.testing.assert_allclose(found.sparse.cost, least, rtol=0.03)
     differences = (more.log_saving - less.log_saving) / (2 * step)
     np.testing.assert_allclose(found.by_intensity, differences, rtol=1e-4, atol=1e-7)
     with pytest.raises(ValueError, match="accuracy must be below what the upper bounds reach"):

@@ -15,16 +15,17 @@ from kinetics_jax.scaling import (
     Bounds,
     Optimum,
     Setting,
+    _elasticities,
     elasticities,
     minimal_cost,
     optimal_allocation,
     request_price,
 )
 from kinetics_jax.specs import HARDWARE, MODELS
-from tests.scaling.smooth import Housed, Larger, Linear, Powers, Saturating, small_law
+from tests.scaling.smooth import Housed, Linear, Powers, PowersAndParts, small_law
 
 MINI, H100 = MODELS["Kinetics-Mini-1.7M"], HARDWARE["H100-SXM"]
-POWERS = Powers(scale=1e-4, length=0.5, trials=0.2, budget=0.3)
+POWERS = PowersAndParts(scale=1e-4, length=0.5, trials=0.2, budget=0.3)
 WIDE = Bounds(gen_len=(1.0, 1e6), num_trials=(1.0, 1e6), budget_len=(1.0, 1e6))
 # One shape for all requests to the small law, so that they share one compiled program.
 BOX = Bounds(gen_len=(8.0, 256.0), num_trials=(1.0, 64.0), budget_len=(16.0, None))
@@ -46,14 +47,14 @@ LINEAR = Housed(p=2.0, q=5.0, r=1.0)
 
 @jax.jit
 def powers_and_slopes(surface: Any, price: Any, budget: Any, highest: Any, room: Any, time: Any) -> tuple[Any, Optimum]:
-    """Return the derivatives of (n, N, B, accuracy, shadow price) by everything, and the optimum."""
+    """Return the derivatives of (n, N, B, accuracy, shadow price) by everything, in reverse, and the optimum."""
 
     def solve(surface: Any, price: Any, budget: Any, highest: Any, room: Any, time: Any) -> tuple[Any, Optimum]:
         bounds = replace(WIDE, num_trials=(1.0, highest), cache_bytes=room, latency_s=time)
         best = optimal_allocation(surface, price, budget, bounds=bounds)
         return numbers(best), best
 
-    return jax.jacfwd(solve, (0, 1, 2, 3, 4, 5), has_aux=True)(surface, price, budget, highest, room, time)
+    return jax.jacrev(solve, (0, 1, 2, 3, 4, 5), has_aux=True)(surface, price, budget, highest, room, time)
 
 
 BUDGET, LOOSE = 1e4, (1e6, 1e12, 1e9)
@@ -112,46 +113,36 @@ def test_memory_and_latency_are_limits_with_a_price():
     np.testing.assert_allclose(by_time[:3], [1000, -0.4 * 2000 / 5, -0.6 * 2000], rtol=1e-5)
 
 
-def test_the_dual_agrees():
-    accuracy = 1e-4 * 2500**0.5 * 400**0.2 * 3000**0.3
-    dual = minimal_cost(POWERS, LINEAR, accuracy, bounds=WIDE)
-    np.testing.assert_allclose([dual.cost, dual.shadow_price], [BUDGET, accuracy], rtol=1e-6)
-
-
-def test_the_largest_of_two_parts_has_its_optimum_at_the_kink():
-    surface, bounds = (
-        Saturating(u=0.5, s=40.0, v=0.4, t=6.0),
-        Bounds(gen_len=(1, 1e4), num_trials=(1, 1e4), budget_len=64),
-    )
-    best = optimal_allocation(surface, Larger(p=1.0, q=4.0), 60.0, bounds=bounds)
-    np.testing.assert_allclose([best.setting.gen_len, best.setting.num_trials, best.cost], [60, 15, 60], rtol=1e-6)
-    assert best.tight() == [["length", "trials"]]
+def test_the_largest_of_three_parts_has_its_optimum_at_the_kink():
+    surface = PowersAndParts(scale=1e-4, length=0.0, trials=0.0, budget=0.3, share=1.0)
+    price = Housed(p=1e-9, q=1e-9, r=1.0, a=1.0, b=4.0)
+    _, best = powers_and_slopes(surface, price, 60.0, *LOOSE)
+    np.testing.assert_allclose([*numbers(best)[:3], best.cost], [60, 15, 60, 60], rtol=1e-6)
+    assert best.tight() == [["cost", "length", "trials"]]
     by_length, by_trials = 0.5 * 1.5 * np.exp(-1.5), 0.4 * 2.5 * np.exp(-2.5)  # u n / s exp(-n / s) and its like
-    np.testing.assert_allclose(best.shadow_price, by_length + by_trials, rtol=1e-6)
+    by_budget = 0.3 * 1e-4 * 60**0.3
+    np.testing.assert_allclose(best.shadow_price, by_length + by_trials + by_budget, rtol=1e-6)
 
 
 def test_what_saturates_by_hand():
-    bounds = Bounds(gen_len=(1.0, 1e4), num_trials=(1.0, 1e4), budget_len=64.0)
-    price = Linear(p=1.0, q=4.0, r=0.0)
+    """The KV budget buys nothing, stays at its lower bound of 1 and costs 1."""
 
-    def solve(u: Any, budget: Any) -> tuple[Any, Any]:
-        surface = Saturating(u=u, s=40.0, v=0.4, t=6.0)
-        best = optimal_allocation(surface, price, budget, bounds=bounds)
-        found = jnp.stack([best.setting.gen_len, best.setting.num_trials, best.accuracy])
-        return found, found
-
-    def by_hand(u: Any, budget: Any) -> tuple[Any, Any]:
+    def by_hand(u: Any, budget: Any) -> Any:
         s, v, t = 40.0, 0.4, 6.0  # slopes u / s exp(-n / s) and v / t exp(-N / t) are as the prices 1 and 4
-        log_price = (s * jnp.log(u / s) + 4 * t * jnp.log(v / t / 4) - budget) / (s + 4 * t)
+        log_price = (s * jnp.log(u / s) + 4 * t * jnp.log(v / t / 4) - (budget - 1)) / (s + 4 * t)
         length, trials = s * (jnp.log(u / s) - log_price), t * (jnp.log(v / t / 4) - log_price)
-        found = jnp.stack([length, trials, 1 - u * jnp.exp(-length / s) - v * jnp.exp(-trials / t)])
-        return found, found
+        return jnp.stack([length, trials, 1 - u * jnp.exp(-length / s) - v * jnp.exp(-trials / t)])
 
-    ours, found = jax.jacrev(solve, (0, 1), has_aux=True)(0.5, 200.0)
-    theirs, wanted = jax.jacfwd(by_hand, (0, 1), has_aux=True)(0.5, 200.0)
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
-    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)
+    surface = PowersAndParts(scale=0.0, length=0.0, trials=0.0, budget=0.0, share=1.0, u=0.5)
+    (by_surface, _, by_budget, *_), optimum = powers_and_slopes(surface, Housed(p=1.0, q=4.0, r=1.0), 200.0, *LOOSE)
+    wanted = by_hand(0.5, 200.0)
+    by_u, by_money = jax.jacfwd(by_hand, (0, 1))(0.5, 200.0)
+    chosen = np.array([0, 1, 3])
+    assert optimum.tight() == [["budget_len at least", "cost"]]
+    np.testing.assert_allclose(numbers(optimum)[chosen], wanted, rtol=1e-6)
+    np.testing.assert_allclose(by_surface.u[chosen], by_u, rtol=1e-5)
+    np.testing.assert_allclose(by_budget[chosen], by_money, rtol=1e-5)
+    np.testing.assert_allclose([numbers(optimum)[2], by_budget[2]], [1, 0], atol=1e-6)
 
 
 # All that follows is one compiled program: 350 lanes of a law and a budget, with derivatives by three causes.
@@ -249,19 +240,46 @@ def test_never_worse_than_a_fine_grid_and_spends_all_there_is():
 
 
 def test_money_that_buys_nothing_is_left():
-    _, optima = solve_many([1e13])
-    assert set(optima.tight()[0]) == {"gen_len at most", "num_trials at most", "whole context"}
+    """From a little more than the dearest setting costs to far more."""
+    price = request_price(MINI, "topk", H100, prompt_len=294.0)
+    dearest = float(price(Setting(gen_len=256.0, num_trials=64.0, budget_len=550.0, page_len=1.0)))
+    _, optima = solve_many(dearest * np.geomspace(1.1, 1e4, 40))
+    assert optima.kkt_residual.max() < 1e-6
+    for names in optima.tight():
+        assert set(names) == {"gen_len at most", "num_trials at most", "whole context"}
     np.testing.assert_allclose(optima.shadow_price, 0, atol=1e-9)
     np.testing.assert_allclose(optima.setting.budget_len, 550.0, rtol=1e-6)  # the prompt and all that is generated
 
 
-def test_elasticities_are_the_derivatives_by_logarithms():
-    grown = elasticities(POWERS, LINEAR, np.array([1e4, 2e4]), bounds=WIDE)
+def test_elasticities_are_the_derivatives_by_logarithms(monkeypatch: pytest.MonkeyPatch):
+    """Of a closed form, which stands in for the solver: shares of the money in proportion to the exponents."""
+
+    def in_closed_form(surface: Powers, price: Any, budget: Any, *, bounds: Bounds, num_starts: int) -> Optimum:
+        length, trials, read = 0.5 * budget / price.p, 0.2 * budget / price.q, 0.3 * budget / price.r
+        at = Setting(gen_len=length, num_trials=trials, budget_len=read, page_len=jnp.ones_like(length))
+        accuracy = surface.accuracy(at)
+        return Optimum(
+            setting=at,
+            accuracy=accuracy,
+            cost=budget,
+            shadow_price=accuracy,
+            multipliers=accuracy,
+            slack=accuracy,
+            kkt_residual=accuracy,
+            limits=(),
+        )
+
+    monkeypatch.setattr(_elasticities, "optimal_allocation", in_closed_form)
+    budgets = np.array([1e4, 2e4])
+    grown = elasticities(POWERS, LINEAR, budgets, bounds=WIDE)
     for name, wanted in (("gen_len", 1.0), ("num_tokens", 2.0), ("budget_len", 1.0), ("page_len", 0.0)):
         np.testing.assert_allclose(getattr(grown, name), wanted, atol=1e-6)
+    np.testing.assert_allclose(
+        grown.accuracy, 1e-4 * (budgets / 4) ** 0.5 * (budgets / 25) ** 0.2 * (0.3 * budgets) ** 0.3
+    )
     np.testing.assert_allclose(grown.per_doubling().num_tokens, 4.0, rtol=1e-6)
     with pytest.raises(ValueError, match="field of RequestPrice"):
-        elasticities(POWERS, LINEAR, np.array([1e4]), bounds=WIDE, cause="num_params")
+        elasticities(POWERS, LINEAR, budgets, bounds=WIDE, cause="num_params")
 
 
 @pytest.mark.parametrize(
