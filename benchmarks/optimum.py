@@ -1,6 +1,6 @@
 """Is the continuous optimum the best there is? Beside a fine grid on the fitted law, by the number of starts.
 
-`python benchmarks/optimum.py [--caps 200] [--starts 3 --starts 8]`
+`python benchmarks/optimum.py [--caps 200] [--starts 3 --starts 4 --starts 8]`
 
 Accuracy is not concave: climbs from a few starts may all miss the best optimum. The law is fitted to the recorded
 top-k traces, 41 lengths x 33 numbers of trials x 45 KV budgets are its grid, in the box that was recorded. A miss is a
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with jax.enable_x64(True):
         tables = [table for table in recorded_tables() if table.attention.startswith(("dense", "topk"))]
         surface, caps = fit_accuracy_surface(tables, num_steps=150), np.geomspace(5e8, 3e11, options.caps)
-        for num_starts in options.starts or (3, 8):
+        for num_starts in options.starts or (3, 4, 8):
             for model in surface.models:
                 ahead = ahead_of_optimum(surface.of_model(model), model, caps, num_starts)
                 misses, worst = int((ahead > 1e-6).sum()), max(0.0, 100 * float(ahead.max()))
