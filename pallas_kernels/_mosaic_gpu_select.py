@@ -120,7 +120,9 @@ def _take_lowest(words: Any, tied: Any, num_tied: Any, num_needed: Any) -> None:
             return bits ^ jnp.left_shift(1, 31 - lax.clz(bits)), num_left - 1
 
         bits, _ = lax.while_loop(lambda state: state[1] > num_taken, drop_highest, (tied[w], num_tied[w]))
-        words[w] = words[w] | bits
+        bits |= words[w]
+        plgpu.commit_smem()  # every thread has read the word before any writes it
+        words[w] = bits
         return need - num_taken
 
     lax.fori_loop(0, words.shape[0], take, num_needed)

@@ -5,6 +5,7 @@ of larger groups.
 """
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Real
 
 # The dtypes of quantised pages, and the largest number of each that absmax scaling uses.
@@ -27,15 +28,18 @@ def quantise(
     entries: Float[Array, "*B H"], dtype: DTypeLike, scale_dtype: DTypeLike
 ) -> tuple[Real[Array, "*B H"], Float[Array, "*B"]]:
     """Divide each vector by absmax / largest, as rounded to `scale_dtype`, and round to nearest even."""
-    largest = LARGEST[jnp.dtype(dtype).name]
+    largest, info = LARGEST[jnp.dtype(dtype).name], jnp.finfo(scale_dtype)
     entries = entries.astype(jnp.float32)
     # Times the reciprocal, as `jit` would divide: the same bits wherever a vector is rounded.
-    scales = (jnp.max(jnp.abs(entries), axis=-1) * (1 / largest)).astype(scale_dtype)
+    scales = jnp.max(jnp.abs(entries), axis=-1) * (1 / largest)
+    # XLA drops a conversion to a smaller float and back, on a GPU, but neither this rounding nor the barrier below.
+    scales = lax.reduce_precision(scales, info.nexp, info.nmant)
     # Vectors of zeros, or of numbers too small for a scale, become zeros: 0 / 0 is NaN.
-    scales = jnp.where(scales >= float(jnp.finfo(scale_dtype).tiny), scales, jnp.ones((), scale_dtype))
+    scales = jnp.where(scales >= float(info.tiny), scales, 1.0)
     # The scale may have been rounded down; what is beyond the largest float8 would become NaN.
-    steps = jnp.clip(entries / scales.astype(jnp.float32)[..., None], -largest, largest)
-    return (jnp.round(steps) if jnp.issubdtype(dtype, jnp.integer) else steps).astype(dtype), scales
+    steps = jnp.clip(entries / scales[..., None], -largest, largest)
+    pages = (jnp.round(steps) if jnp.issubdtype(dtype, jnp.integer) else steps).astype(dtype)
+    return lax.optimization_barrier(pages), scales.astype(scale_dtype)
 
 
 def dequantise(pages: Real[Array, "*B H"], scales: Float[Array, "*B"]) -> Float[Array, "*B H"]:
