@@ -1,7 +1,9 @@
 """`kinetics bench decode`: whole-model decode steps on this machine, beside their byte floor and the cost model."""
 
 import json
+import os
 import platform
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +11,11 @@ import jax
 import typer
 
 from kinetics_jax import __version__, cost
-from kinetics_jax.models import Decoder
-from kinetics_jax.sampling import random_model, time_decode
+from kinetics_jax.sampling import DecodeTiming
 from kinetics_jax.specs import HARDWARE, MODELS, HardwareSpec, parse_attention
 
 from ._app import app
+from ._decode_jobs import DecodeJob, time_jobs
 from ._output import print_json, print_table, write_whole
 from ._pricing import ATTENTION_FORMS, AsJson, Hardware
 
@@ -37,44 +39,33 @@ def decode(
     memory_share: Annotated[float, typer.Option(help="Part of the memory for weights and cache.")] = 0.85,
     num_steps: Annotated[int, typer.Option(help="Decode steps a call.", min=1)] = 16,
     num_runs: Annotated[int, typer.Option(help="Calls timed.", min=1)] = 20,
+    processes: Annotated[int, typer.Option(help="Compile in as many; one at a time is timed.", min=1)] = 1,
     hardware: Hardware = "H100-SXM",
     out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time decode steps, tokens drawn as the paper draws them; all attentions of a row share one batch size."""
-    chip, specs = HARDWARE[hardware], [MODELS[name] for name in model]
-    wanted = [parse_attention(text) for text in attention]
-    rows: list[dict[str, Any]] = []
-    for spec in specs:
-        decoder = random_model(spec)
-        for context_len in context:
-            size = batch_size or _largest_batch(spec.name, chip, context_len + num_steps, memory_share)
-            for each in wanted:
-                timing = time_decode(
-                    decoder,
-                    each,
-                    context_len=context_len,
-                    batch_size=size,
-                    num_steps=num_steps,
-                    num_runs=num_runs,
-                )
-                rows.append(_row(decoder, str(each), chip, context_len, size, timing.step_s, timing.sample_s))
-        del decoder
-    device = jax.devices()[0].device_kind
-    content = {
-        "device": device,
-        "hardware": hardware,
-        "versions": {"kinetics_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
-        "num_steps": num_steps,
-        "num_runs": num_runs,
-        "rows": rows,
-    }
-    if out is not None:
-        write_whole(out, json.dumps(content, indent=2) + "\n")
+    if processes > 1:  # each must find the device free, this one included
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    chip, jobs = HARDWARE[hardware], []
+    names, attentions = [MODELS[name].name for name in model], [str(parse_attention(text)) for text in attention]
+    for name, context_len in product(names, context):
+        size = batch_size or _largest_batch(name, chip, context_len + num_steps, memory_share)
+        sizes: dict[str, int] = {"context_len": context_len, "batch_size": size, "num_steps": num_steps}
+        jobs += [DecodeJob(model=name, attention=text, **sizes, num_runs=num_runs) for text in attentions]
+    versions = {"kinetics_jax": __version__, "jax": jax.__version__, "python": platform.python_version()}
+    content: dict[str, Any] = {"device": None, "hardware": hardware, "versions": versions}
+    content |= {"num_steps": num_steps, "num_runs": num_runs, "rows": []}
+    for job, timing in time_jobs(jobs, processes):
+        content["device"] = timing.device
+        content["rows"].append(_row(job, timing, chip))
+        typer.echo(f"{len(content['rows'])} of {len(jobs)}: {job}, {1e3 * timing.step_s:.2f} ms a step", err=True)
+        if out is not None:  # what was timed outlives what ends the rest
+            write_whole(out, json.dumps(content, indent=2) + "\n")
     if as_json:
         print_json(content)
     else:
-        _print_rows(device, hardware, rows)
+        _print_rows(content["device"], hardware, content["rows"])
 
 
 def _largest_batch(model: str, chip: HardwareSpec, context_len: int, memory_share: float) -> int:
@@ -92,16 +83,9 @@ def _largest_batch(model: str, chip: HardwareSpec, context_len: int, memory_shar
     return num_sequences
 
 
-def _row(
-    model: Decoder,
-    attention: str,
-    chip: HardwareSpec,
-    context_len: int,
-    batch_size: int,
-    step_s: float,
-    sample_s: float,
-) -> dict[str, Any]:
-    spec, method = model.spec, parse_attention(attention)
+def _row(job: DecodeJob, timing: DecodeTiming, chip: HardwareSpec) -> dict[str, Any]:
+    spec, method = MODELS[job.model], parse_attention(job.attention)
+    context_len, batch_size = job.context_len, job.batch_size
     bill = cost.request_cost(spec, method, prompt_len=context_len, gen_len=1, batch_size=batch_size)
     floor_s = batch_size * bill.bytes / chip.hbm_bytes_per_s
     predicted_s = cost.decode_step_s(
@@ -109,14 +93,14 @@ def _row(
     )
     return {
         "model": spec.name,
-        "attention": attention,
+        "attention": job.attention,
         "context_len": context_len,
         "batch_size": batch_size,
-        "step_s": step_s,
-        "tokens_per_s": batch_size / step_s,
+        "step_s": timing.step_s,
+        "tokens_per_s": batch_size / timing.step_s,
         "floor_s": float(floor_s),
         "predicted_s": float(predicted_s),
-        "sample_s": sample_s,
+        "sample_s": timing.sample_s,
     }
 
 

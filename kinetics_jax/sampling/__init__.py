@@ -18,9 +18,9 @@ from ._stopping import Stopping as Stopping
 from ._stopping import forced_token as forced_token
 from ._stopping import repetition_len as repetition_len
 from ._stopping import thought_closed as thought_closed
+from ._timing import DecodeTimer as DecodeTimer
 from ._timing import DecodeTiming as DecodeTiming
 from ._timing import random_model as random_model
-from ._timing import time_decode as time_decode
 from ._token import allowed_tokens as allowed_tokens
 from ._token import sample_token as sample_token
 from ._token import token_log_probs as token_log_probs

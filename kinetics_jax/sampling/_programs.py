@@ -106,6 +106,10 @@ class Programs:
         """Return `decode` lowered for arguments of these shapes and places, to compile ahead of time."""
         return self._decode.lower(self._weights, pools, seen, batch, attention=attention)
 
+    def load(self, model: Decoder) -> None:
+        """Run on the weights of this model from now on: those given before may have been shapes alone."""
+        self._weights = jax.tree.leaves(model)
+
     def _run_prefill(
         self, weights: list[Array], pools: Pools, chunk: PromptChunk, *, is_first: bool
     ) -> tuple[Pools, Array]:

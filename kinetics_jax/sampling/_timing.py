@@ -6,6 +6,7 @@ Called by `kinetics bench decode`. Left out: prefill, admission, and whatever th
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -22,7 +23,7 @@ from ._pools import Pools
 from ._programs import Programs
 from ._token import sample_token
 
-_WEIGHT_SCALE = 0.02
+_WEIGHT_SCALE, _NUM_DRAWS = 0.02, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,13 @@ class DecodeTiming:
         step_s: Time of a step, sampling included, the host's share of a call spread over its steps [s].
         sample_s: Time of drawing the tokens alone [s].
         num_runs: Calls timed; both times are medians of as many.
+        device: Kind of the device.
     """
 
     step_s: float
     sample_s: float
     num_runs: int
+    device: str
 
 
 def random_model(spec: ModelSpec, *, dtype: DTypeLike = jnp.bfloat16) -> Decoder:
@@ -59,119 +62,163 @@ def random_model(spec: ModelSpec, *, dtype: DTypeLike = jnp.bfloat16) -> Decoder
     return jax.tree.unflatten(structure, leaves)
 
 
-def time_decode(
-    model: Decoder,
-    attention: AttentionSpec,
-    *,
-    context_len: int,
-    batch_size: int,
-    sampling: SamplingSpec | None = None,
-    page_len: int = 16,
-    num_steps: int = 16,
-    num_runs: int = 20,
-) -> DecodeTiming:
+class DecodeTimer:
     """Time decode steps of `batch_size` sequences that hold `context_len` tokens each, with pages all over the pool.
 
+    Compiled when made, from shapes alone: the weights come later, and may be on the device after others have left it.
+
     Args:
-        model: The language model, on one device.
+        spec: The language model, on one device.
         attention: Which cache entries a step reads.
         context_len: Tokens that each sequence holds before the first step timed [tokens].
         batch_size: Sequences, B.
         sampling: How tokens are drawn; None is the paper's: temperature 0.6, top-k 20, top-p 0.95.
         page_len: Tokens in a page, where the attention does not say.
         num_steps: Steps a call.
-        num_runs: Calls timed, after one that compiles.
-
-    Returns:
-        Medians.
+        dtype: Of weights and cache.
 
     Raises:
         ValueError: If a size is not positive.
 
+    Example:
+        >>> from kinetics_jax.specs import MODELS, Dense
+        >>> spec = MODELS["Kinetics-Mini-0.1M"]
+        >>> timer = DecodeTimer(spec, Dense(), context_len=30, batch_size=2, num_steps=2)
+        >>> timer.time(random_model(spec), num_runs=1).num_runs
+        1
+
     References:
         BENCH.md, whole-model decode step.
     """
-    sizes = {"context_len": context_len, "batch_size": batch_size, "num_steps": num_steps, "num_runs": num_runs}
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        attention: AttentionSpec,
+        *,
+        context_len: int,
+        batch_size: int,
+        sampling: SamplingSpec | None = None,
+        page_len: int = 16,
+        num_steps: int = 16,
+        dtype: DTypeLike = jnp.bfloat16,
+    ):
+        _check_positive(context_len=context_len, batch_size=batch_size, num_steps=num_steps)
+        sampling = SamplingSpec(temperature=0.6, top_k=20, top_p=0.95) if sampling is None else sampling
+        page_len = attention.page_len if isinstance(attention, PageSelection) else page_len
+        max_pages = -(-(context_len + num_steps) // page_len)
+        self._attention, self._num_steps = attention, num_steps
+        self._programs = Programs(
+            abstract_decoder(spec, dtype=dtype),
+            sampling=sampling,
+            stop_ids=(),
+            closing=None,
+            num_steps=num_steps,
+            num_page_groups=1,
+            keep_log_probs=False,
+        )
+        self._batch = _full_batch(
+            spec, dtype, context_len=context_len, batch_size=batch_size, max_pages=max_pages, num_steps=num_steps
+        )
+        self._make_pools = partial(_random_pools, spec, dtype, num_pages=1 + batch_size * max_pages, page_len=page_len)
+        self._make_seen = partial(jnp.zeros, (batch_size, 0), bool)
+        self._make_logits = partial(_random_logits, batch_size, spec.vocab_size)
+        self._draw_many = jax.jit(partial(_draw_many, sampling=sampling))
+        # What `jit` has lowered for shapes, it does not lower again for arrays of them.
+        pools, seen = jax.eval_shape(self._make_pools), jax.eval_shape(self._make_seen)
+        self._programs.lower_decode(pools, seen, self._batch, attention).compile()
+        self._draw_many.lower(*jax.eval_shape(self._make_logits)).compile()
+
+    def time(self, model: Decoder, *, num_runs: int = 20) -> DecodeTiming:
+        """Return medians over calls, after one that does not count.
+
+        Args:
+            model: Weights of the spec and dtype given, on the default device.
+            num_runs: Calls timed.
+
+        Raises:
+            ValueError: If none is.
+        """
+        _check_positive(num_runs=num_runs)
+        self._programs.load(model)
+        pools, seen, logits = self._make_pools(), self._make_seen(), self._make_logits()
+
+        def step() -> None:
+            nonlocal pools, seen
+            pools, seen, drawn = self._programs.decode(pools, seen, self._batch, self._attention)
+            jax.block_until_ready(drawn)
+
+        return DecodeTiming(
+            step_s=_median_s(step, num_runs) / self._num_steps,
+            sample_s=_median_s(lambda: jax.block_until_ready(self._draw_many(*logits)), num_runs) / _NUM_DRAWS,
+            num_runs=num_runs,
+            device=jax.devices()[0].device_kind,
+        )
+
+
+def _check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1; got {size}")
-    sampling = SamplingSpec(temperature=0.6, top_k=20, top_p=0.95) if sampling is None else sampling
-    page_len = attention.page_len if isinstance(attention, PageSelection) else page_len
-    max_pages = -(-(context_len + num_steps) // page_len)
-    programs = Programs(
-        model,
-        sampling=sampling,
-        stop_ids=(),
-        closing=None,
-        num_steps=num_steps,
-        num_page_groups=1,
-        keep_log_probs=False,
-    )
-    pools = _random_pools(model, num_pages=1 + batch_size * max_pages, page_len=page_len)
-    batch = _full_batch(model, context_len=context_len, batch_size=batch_size, max_pages=max_pages, num_steps=num_steps)
-    seen, runs = jnp.zeros((batch_size, 0), bool), []
+
+
+def _median_s(call: Callable[[], None], num_runs: int) -> float:
+    runs = []
     for _ in range(1 + num_runs):
         started = time.perf_counter()
-        pools, seen, drawn = programs.decode(pools, seen, batch, attention)
-        jax.block_until_ready(drawn)
-        runs.append((time.perf_counter() - started) / num_steps)
-    sample_s = _time_sampling(model, sampling, batch_size, num_runs)
-    return DecodeTiming(step_s=statistics.median(runs[1:]), sample_s=sample_s, num_runs=num_runs)
+        call()
+        runs.append(time.perf_counter() - started)
+    return statistics.median(runs[1:])
 
 
-def _random_pools(model: Decoder, *, num_pages: int, page_len: int) -> Pools:
-    spec = model.spec
+def _random_pools(spec: ModelSpec, dtype: DTypeLike, *, num_pages: int, page_len: int) -> Pools:
     layer = (num_pages, spec.num_kv_heads, page_len, spec.head_dim)
 
     # A layer at a time: random bits of the whole pool would be as large as the pool again.
     @partial(jax.jit, static_argnums=1)
     def fill(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         def put(index: jax.Array, pool: jax.Array) -> jax.Array:
-            noise = jax.random.normal(jax.random.fold_in(key, index), shape, jnp.dtype(model.dtype))
+            noise = jax.random.normal(jax.random.fold_in(key, index), shape, dtype)
             return jax.lax.dynamic_update_index_in_dim(pool, noise, index, axis=0)
 
-        return jax.lax.fori_loop(0, spec.num_layers, put, jnp.zeros((spec.num_layers, *shape), model.dtype))
+        return jax.lax.fori_loop(0, spec.num_layers, put, jnp.zeros((spec.num_layers, *shape), dtype))
 
     keys = jax.random.split(jax.random.key(1), 3)
     return Pools(fill(keys[0], layer), fill(keys[1], layer), fill(keys[2], (*layer[:2], layer[3])))
 
 
-def _full_batch(model: Decoder, *, context_len: int, batch_size: int, max_pages: int, num_steps: int) -> Batch:
+def _full_batch(
+    spec: ModelSpec, dtype: DTypeLike, *, context_len: int, batch_size: int, max_pages: int, num_steps: int
+) -> Batch:
     random = np.random.default_rng(0)
     writer = CallWriter(
         num_steps=num_steps,
         max_pages=max_pages,
-        num_hidden=model.spec.d_model,
-        dtype=np.dtype(model.dtype),
+        num_hidden=spec.d_model,
+        dtype=np.dtype(dtype),
         num_remembered=0,
     )
     batch = writer.batch([None] * batch_size)
     batch.page_table[:] = 1 + random.permutation(batch_size * max_pages).reshape(batch_size, max_pages)
     batch.lengths[:] = batch.prompt_lens[:] = context_len
-    batch.token_ids[:] = random.integers(0, model.spec.vocab_size, batch_size)
+    batch.token_ids[:] = random.integers(0, spec.vocab_size, batch_size)
     batch.active[:], batch.max_gen_lens[:] = True, np.iinfo(np.int32).max
     batch.problem_keys[:] = random.integers(0, 2**32, (batch_size, 2), dtype=np.uint32)
     return batch
 
 
-def _time_sampling(model: Decoder, sampling: SamplingSpec, batch_size: int, num_runs: int) -> float:
-    """Time one draw among many in one program, so that launching it does not count."""
-    num_draws, vocab_size = 16, model.spec.vocab_size
+def _random_logits(batch_size: int, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+    """Return logits, and a key for each row."""
     logits = jax.random.normal(jax.random.key(2), (batch_size, vocab_size), jnp.float32)
-    keys = jax.random.split(jax.random.key(3), batch_size)
+    return logits, jax.random.split(jax.random.key(3), batch_size)
 
-    @jax.jit
-    def draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
-        def once(index: jax.Array, last: jax.Array) -> jax.Array:
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-            # Depends on the draw before, so that none is left out or moved out of the loop.
-            return sample_token(logits + last[:, None].astype(jnp.float32) * 1e-9, step_keys, sampling)
 
-        return jax.lax.fori_loop(0, num_draws, once, jnp.zeros(batch_size, jnp.int32))
+def _draw_many(logits: jax.Array, keys: jax.Array, *, sampling: SamplingSpec) -> jax.Array:
+    """Draw tokens many times in one program, so that launching it does not count."""
 
-    runs = []
-    for _ in range(1 + num_runs):
-        started = time.perf_counter()
-        jax.block_until_ready(draw(logits, keys))
-        runs.append((time.perf_counter() - started) / num_draws)
-    return statistics.median(runs[1:])
+    def once(index: jax.Array, last: jax.Array) -> jax.Array:
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        # Depends on the draw before, so that none is left out or moved out of the loop.
+        return sample_token(logits + last[:, None].astype(jnp.float32) * 1e-9, step_keys, sampling)
+
+    return jax.lax.fori_loop(0, _NUM_DRAWS, once, jnp.zeros(logits.shape[0], jnp.int32))

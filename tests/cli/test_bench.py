@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from kinetics_jax.cli._decode_jobs import DecodeJob, time_jobs
 from kinetics_jax.specs import HARDWARE, MODELS
 
 
@@ -30,6 +31,16 @@ def test_rows_hold_times_floor_and_prediction(kinetics, tmp_path: Path):
         assert 0 < row["sample_s"] < row["step_s"]
         assert row["tokens_per_s"] == pytest.approx(2 / row["step_s"])
         assert row["predicted_s"] >= 0.9 * row["floor_s"]
+
+
+def test_processes_time_the_same_jobs_and_one_that_fails_leaves_the_others():
+    sizes = {"context_len": 30, "batch_size": 2, "num_steps": 1, "num_runs": 1}
+    jobs = [DecodeJob(model="Kinetics-Mini-0.1M", attention=text, **sizes) for text in ("dense", "no attention")]
+    timed = []
+    with pytest.raises(ChildProcessError, match="1 of 2 processes failed"):
+        timed.extend(time_jobs(jobs, 2))
+    assert [job for job, _ in timed] == jobs[:1]
+    assert timed[0][1].step_s > 0
 
 
 def test_a_model_that_fits_no_chip_is_one_sentence(kinetics):

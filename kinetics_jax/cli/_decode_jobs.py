@@ -1,0 +1,109 @@
+"""Decode steps timed by several processes: all compile at the same time, then one after another has the device.
+
+Compiling a model takes a minute of one core, timing it takes seconds. Called by `kinetics bench decode`.
+"""
+
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from multiprocessing.connection import Connection
+from typing import Any
+
+from kinetics_jax.sampling import DecodeTimer, DecodeTiming, random_model
+from kinetics_jax.specs import MODELS, parse_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeJob:
+    """Name a batch to time: a model, an attention, and the sizes of `DecodeTimer`."""
+
+    model: str
+    attention: str
+    context_len: int
+    batch_size: int
+    num_steps: int
+    num_runs: int
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.attention}, {self.batch_size:,} x {self.context_len:,} tokens"
+
+
+def time_jobs(jobs: Sequence[DecodeJob], num_processes: int = 1) -> Iterator[tuple[DecodeJob, DecodeTiming]]:
+    """Yield what each job took, in their order.
+
+    Raises:
+        ChildProcessError: After the last, if a process failed; it has told why on standard error.
+    """
+    if num_processes == 1:
+        yield from _time(jobs, map(_timer, jobs))
+        return
+    workers = [_Worker(share) for share in _shares(jobs, num_processes)]
+    try:
+        for worker in workers:
+            worker.receive()
+        for worker in workers:
+            worker.send_go()
+            while (timed := worker.receive()) is not None:
+                yield timed
+            worker.process.join()  # the next one needs its memory
+    finally:
+        for worker in workers:
+            worker.process.kill()
+    num_failed = sum(worker.process.exitcode != 0 for worker in workers)
+    if num_failed:
+        raise ChildProcessError(f"{num_failed} of {len(workers)} processes failed, and their jobs are missing")
+
+
+def _shares(jobs: Sequence[DecodeJob], num_shares: int) -> list[Sequence[DecodeJob]]:
+    bounds = [len(jobs) * part // num_shares for part in range(num_shares + 1)]
+    return [jobs[low:high] for low, high in pairwise(bounds) if low < high]
+
+
+class _Worker:
+    """A process that compiles, says so, waits for its turn, and sends what it times."""
+
+    def __init__(self, share: Sequence[DecodeJob]):
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        self.process = context.Process(target=_work, args=(share, there))
+        self.process.start()
+        there.close()  # so that its end is the end of the connection
+
+    def send_go(self) -> None:
+        with suppress(BrokenPipeError):
+            self._here.send(None)
+
+    def receive(self) -> Any:
+        """Return what the process sent, None once it has ended."""
+        try:
+            return self._here.recv()
+        except EOFError:
+            return None
+
+
+def _work(share: Sequence[DecodeJob], there: Connection) -> None:
+    timers = [_timer(job) for job in share]
+    there.send("compiled")
+    there.recv()
+    for timed in _time(share, timers):
+        there.send(timed)
+
+
+def _timer(job: DecodeJob) -> DecodeTimer:
+    return DecodeTimer(
+        MODELS[job.model],
+        parse_attention(job.attention),
+        context_len=job.context_len,
+        batch_size=job.batch_size,
+        num_steps=job.num_steps,
+    )
+
+
+def _time(jobs: Iterable[DecodeJob], timers: Iterable[DecodeTimer]) -> Iterator[tuple[DecodeJob, DecodeTiming]]:
+    for name, pairs in groupby(zip(jobs, timers, strict=True), lambda pair: pair[0].model):
+        model = random_model(MODELS[name])
+        for job, timer in pairs:
+            yield job, timer.time(model, num_runs=job.num_runs)
+        del model
