@@ -79,6 +79,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    name = torch.cuda.get_device_name() if options.device == "cuda" else options.device
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     model, rows = build(MODELS[options.model], options.device), []
     for prompt_len in options.prompt_len:
         with torch.inference_mode():
@@ -99,11 +101,9 @@ def main() -> None:
             }
         )
         rate = options.batch_size / seconds
-        print(f"{options.model}, prompt {prompt_len:,}: {1e3 * seconds:.2f} ms a step, {rate:,.0f} tokens/s")
-    name = torch.cuda.get_device_name() if options.device == "cuda" else options.device
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    if options.out:
-        options.out.write_text(json.dumps({"device": name, "versions": versions, "rows": rows}, indent=2) + "\n")
+        print(f"{options.model}, prompt {prompt_len:,}: {1e3 * seconds:.2f} ms a step, {rate:,.0f} tokens/s", flush=True)
+        if options.out:
+            options.out.write_text(json.dumps({"device": name, "versions": versions, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
