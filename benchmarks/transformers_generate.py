@@ -101,7 +101,9 @@ def main() -> None:
             }
         )
         rate = options.batch_size / seconds
-        print(f"{options.model}, prompt {prompt_len:,}: {1e3 * seconds:.2f} ms a step, {rate:,.0f} tokens/s", flush=True)
+        print(
+            f"{options.model}, prompt {prompt_len:,}: {1e3 * seconds:.2f} ms a step, {rate:,.0f} tokens/s", flush=True
+        )
         if options.out:
             options.out.write_text(json.dumps({"device": name, "versions": versions, "rows": rows}, indent=2) + "\n")
 

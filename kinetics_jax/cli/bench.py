@@ -1,7 +1,6 @@
 """`kinetics bench decode`: whole-model decode steps on this machine, beside their byte floor and the cost model."""
 
 import json
-import os
 import platform
 from itertools import product
 from pathlib import Path
@@ -16,6 +15,7 @@ from kinetics_jax.specs import HARDWARE, MODELS, HardwareSpec, parse_attention
 
 from ._app import app
 from ._decode_jobs import DecodeJob, time_jobs
+from ._gpu_memory import allow_whole_gpu
 from ._output import print_json, print_table, write_whole
 from ._pricing import ATTENTION_FORMS, AsJson, Hardware
 
@@ -45,8 +45,7 @@ def decode(
     as_json: AsJson = False,
 ) -> None:
     """Time decode steps, tokens drawn as the paper draws them; all attentions of a row share one batch size."""
-    if processes > 1:  # each must find the device free, this one included
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    allow_whole_gpu(preallocate=processes == 1)  # each of many must find the device free, this one included
     chip, jobs = HARDWARE[hardware], []
     names, attentions = [MODELS[name].name for name in model], [str(parse_attention(text)) for text in attention]
     for name, context_len in product(names, context):

@@ -13,6 +13,7 @@ from kinetics_jax.tasks import Problem, Task, TokenisedTask, get_task
 
 from ._app import app
 from ._dry_run import print_dry_runs
+from ._gpu_memory import allow_whole_gpu
 from ._loading import load_any_model, parse_mesh, task_for
 from ._output import print_json
 from ._pricing import AsJson, Hardware
@@ -73,6 +74,7 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Draw trials, grade and record them; the same command continues an interrupted run."""
+    allow_whole_gpu()
     chip, part = HARDWARE[hardware], None if shard is None else Shard.parse(shard)
     specs = [parse_attention(text) for text in attention]
     sampling = SamplingSpec(

@@ -141,7 +141,8 @@ class DecodeTimer:
         """
         _check_positive(num_runs=num_runs)
         self._programs.load(model)
-        pools, seen, logits = self._make_pools(), self._make_seen(), self._make_logits()
+        # Awaited, so that a lack of memory shows where it is.
+        pools, seen, logits = jax.block_until_ready((self._make_pools(), self._make_seen(), self._make_logits()))
 
         def step() -> None:
             nonlocal pools, seen

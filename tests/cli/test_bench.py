@@ -1,12 +1,14 @@
 """`kinetics bench decode`: what was timed, beside what it must cost at least."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
 import pytest
 
 from kinetics_jax.cli._decode_jobs import DecodeJob, time_jobs
+from kinetics_jax.cli._gpu_memory import allow_whole_gpu
 from kinetics_jax.specs import HARDWARE, MODELS
 
 
@@ -49,3 +51,17 @@ def test_a_model_that_fits_no_chip_is_one_sentence(kinetics):
     assert done.err.count("\n") == 1
     assert "must fit" in done.err
     assert "Use a larger chip" in done.err
+
+
+def test_jax_may_take_the_whole_gpu_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch):
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.setenv(name, "")  # undone afterwards
+        monkeypatch.delenv(name)
+    allow_whole_gpu()
+    assert float(os.environ["XLA_CLIENT_MEM_FRACTION"]) > 0.9
+    assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    allow_whole_gpu(preallocate=False)
+    assert "XLA_CLIENT_MEM_FRACTION" not in os.environ  # JAX takes one of the two
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
