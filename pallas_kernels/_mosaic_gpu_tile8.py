@@ -20,7 +20,7 @@ from jax import lax
 
 from . import _interpret
 from ._mosaic_gpu_work import GROUP_ROWS, Work
-from ._plgpu import plgpu
+from ._plgpu import plgpu, store_element_wise
 
 _LOG2_E = math.log2(math.e)
 _SWIZZLED = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
@@ -95,6 +95,7 @@ def add(work: Work, shared: Any, slot: Any, num_left: Any, scale: float, carry: 
         return acc_ref[...]
 
     added = pl.run_scoped(product, plgpu.ACC(acc.shape, jnp.float32))
+    plgpu.commit_smem()  # each warp awaits its own rows only, but reads the values and weights that all have written
     return acc * _to_heads(keep, acc) + added, new_peak, total
 
 
@@ -105,7 +106,7 @@ def store(shared: Any, carry: tuple) -> None:
     inverse = jnp.where(some, 1.0 / jnp.where(some, total, 1.0), 0.0)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     out = (acc * _to_heads(inverse, acc)).astype(shared.out.dtype)
-    shared.out.transpose((1, 0))[...] = plgpu.layout_cast(out, plgpu.Layout.WGMMA_TRANSPOSED)
+    store_element_wise(shared.out.transpose((1, 0)), plgpu.layout_cast(out, plgpu.Layout.WGMMA_TRANSPOSED))
     shared.lse[...] = jnp.where(some, peak / _LOG2_E + jnp.log(jnp.where(some, total, 1.0)), -jnp.inf)
 
 

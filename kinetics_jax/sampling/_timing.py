@@ -83,8 +83,8 @@ class DecodeTimer:
     Example:
         >>> from kinetics_jax.specs import MODELS, Dense
         >>> spec = MODELS["Kinetics-Mini-0.1M"]
-        >>> timer = DecodeTimer(spec, Dense(), context_len=30, batch_size=2, num_steps=2)
-        >>> timer.time(random_model(spec), num_runs=1).num_runs
+        >>> timer = DecodeTimer(spec, Dense(), context_len=30, batch_size=2, num_steps=2, dtype="float32")
+        >>> timer.time(random_model(spec, dtype="float32"), num_runs=1).num_runs
         1
 
     References:

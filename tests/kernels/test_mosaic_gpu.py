@@ -46,6 +46,8 @@ WORK = Work(
             {"num_blocks": 3, "num_sink_blocks": 1},
             {"num_splits": 2, "num_ctas": 3},
         ),
+        # One block takes all items, whose masks and tables share few slots.
+        (Layout(16, 2, 4, 64, "bfloat16", "int8"), {"num_blocks": 3}, {"num_splits": 1, "num_ctas": 1}),
         (Layout(64, 1, 3, 128, "bfloat16", "int8"), {"num_blocks": 3, "num_local_blocks": 0}, {"num_stages": 2}),
     ],
 )
