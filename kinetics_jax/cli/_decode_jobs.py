@@ -4,6 +4,7 @@ Compiling a model takes a minute of one core, timing it takes seconds. Called by
 """
 
 import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,8 +40,10 @@ def time_jobs(jobs: Sequence[DecodeJob], num_processes: int = 1) -> Iterator[tup
     if num_processes == 1:
         yield from _time(jobs, map(_timer, jobs))
         return
-    workers = [_Worker(share) for share in _shares(jobs, num_processes)]
+    workers: list[_Worker] = []
     try:
+        for share in _shares(jobs, num_processes):
+            workers.append(_Worker(share))
         for worker in workers:
             worker.receive()
         for worker in workers:
@@ -68,7 +71,11 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         self.process = context.Process(target=_work, args=(share, there))
-        self.process.start()
+        asked = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent, which ends them
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, asked)
         there.close()  # so that its end is the end of the connection
 
     def send_go(self) -> None:

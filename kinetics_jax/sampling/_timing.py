@@ -88,7 +88,7 @@ class DecodeTimer:
         1
 
     References:
-        BENCH.md, whole-model decode step.
+        docs/sampling.md, "The engine".
     """
 
     def __init__(
