@@ -10,6 +10,7 @@ quantised pages: one page or several smaller ones, which keep their order, so th
 slots to mask. What the consumer does with a tile is in `_mosaic_gpu_tile`, for quantised pages in `_mosaic_gpu_tile8`.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,8 @@ from . import _interpret, _mosaic_gpu_tile, _mosaic_gpu_tile8
 from ._mosaic_gpu_select import select_pages
 from ._mosaic_gpu_work import GROUP_ROWS, Item, Queue, Work, query_tiles, rows_of_groups
 from ._plgpu import plgpu
+
+_REDUCTION_BYTES = 2048
 
 
 class _Shared(NamedTuple):
@@ -82,13 +85,17 @@ def attend(
         outs, shared = refs[:3], _Shared(**dict(zip(scratch, refs[3:], strict=True)))
         queue, warpgroup = Queue(work, lengths_ref, lax.axis_index("block")), lax.axis_index("warpgroup")
 
-        @pl.when(warpgroup == 0)
-        def _():
-            _consume(work, shared, queue, q_ref, outs, scale, bool(scores_ref))
+        # Mosaic lays the scratch of a reduction across warps behind what is allocated there, whichever warpgroup
+        # reduces: behind this, the consumer's is not the selector's.
+        @partial(pl.run_scoped, _=plgpu.SMEM((_REDUCTION_BYTES,), jnp.int8), collective_axes="warpgroup")
+        def _(_):
+            @pl.when(warpgroup == 0)
+            def _():
+                _consume(work, shared, queue, q_ref, outs, scale, bool(scores_ref))
 
-        @pl.when(warpgroup == 1)
-        def _():
-            _produce(work, shared, queue, tuple(pool_refs), bool(scores_ref))
+            @pl.when(warpgroup == 1)
+            def _():
+                _produce(work, shared, queue, tuple(pool_refs), bool(scores_ref))
 
         @pl.when(warpgroup == 2)
         def _():
@@ -103,7 +110,11 @@ def attend(
             jax.ShapeDtypeStruct((batch_size, num_kv_heads, num_words), jnp.int32),
         ),
         scratch_types=tuple(scratch.values()),
-        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True,
+            lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+            reduction_scratch_bytes=_REDUCTION_BYTES,
+        ),
         grid=(work.num_ctas,),
         grid_names=("block",),
         num_threads=3,
