@@ -10,6 +10,7 @@ no `unsupported`); a module is imported when it is first wanted. `tuning` is a f
     unsupported(q, key_pages, page_table, *, summaries=None, num_blocks=None, window_len=None, sink_len=0)
                       -> why it cannot run that, one sentence with the way out; None where it can
 
+`append_kv` and `unsupported_append`, of the same arrays as the public function, are a module's to have or not.
 With quantised pages come `key_scales`, `value_scales` [R, K, P], as keywords.
 `summaries` and `num_blocks` are given for `block_topk_decode`, the window for `paged_decode`. `num_blocks` < M always:
 a budget that covers the table is the dense decode.
@@ -113,6 +114,39 @@ def paged_decode(
     return out, lse
 
 
+def append_kv(name: Implementation | None, arrays: tuple[Array, ...], scales: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Run `append_kv` of the named implementation, or of the best one; few have one."""
+    keys, key_pages, page_table = arrays[5], arrays[0], arrays[3]
+    reasons = {best: _cannot_append(best, keys, key_pages, page_table) for best in ([name] if name else _by_speed())}
+    if name is not None and reasons[name] is not None:
+        raise NotImplementedError(reasons[name])
+    best = next((best for best, reason in reasons.items() if reason is None), "xla")
+    return _append_on(None if best == "xla" else _load(best), None if name else _PLATFORMS.get(best), arrays, scales)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _append_on(
+    module: Any, platform: str | None, arrays: tuple[Array, ...], scales: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    """Run it; where it is lowered for another platform, or under `vmap`, XLA's."""
+
+    def by_xla(*arrays: Array) -> tuple[Array, ...]:
+        return _xla.append_kv(*arrays, scales)
+
+    if module is None:
+        return by_xla(*arrays)
+    kernel = jax.custom_batching.custom_vmap(module.append_kv)
+
+    @kernel.def_vmap
+    def rule(axis_size: int, in_batched: list[bool], *arrays: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
+        mapped = jax.vmap(by_xla, [0 if batched else None for batched in in_batched], axis_size=axis_size)(*arrays)
+        return mapped, (True,) * len(mapped)
+
+    if platform is None:
+        return kernel(*arrays)
+    return jax.lax.platform_dependent(*arrays, **{platform: kernel}, default=by_xla)
+
+
 def _by_name(scales: tuple[Array, ...]) -> dict[str, Array]:
     """Return the scales as keywords; none for pages that are not quantised."""
     return dict(zip(("key_scales", "value_scales"), scales, strict=False))
@@ -148,12 +182,26 @@ def _unsupported(name: Implementation, shapes: tuple[Array, Array, Array], asked
     if name == "xla":
         return None
     module = _load(name)
+    return _absent(name, module) or module.unsupported(*shapes, **asked)
+
+
+def _cannot_append(name: Implementation, keys: Array, key_pages: Array, page_table: Array) -> str | None:
+    if name == "xla":
+        return None
+    module = _load(name)
+    if module is not None and not hasattr(module, "append_kv"):
+        return f"append_kv has no implementation {name!r}. Use 'xla', or None to choose"
+    return _absent(name, module) or module.unsupported_append(keys, key_pages, page_table)
+
+
+def _absent(name: Implementation, module: Any) -> str | None:
+    """Return why this implementation is not here, or None if it is."""
     if module is None:
         return f"implementation {name!r} does not exist in this version with jax {jax.__version__}. Use 'xla', or None"
     platform = _platform()
     if not is_interpreted() and platform != _PLATFORMS[name]:
         return f"implementation {name!r} runs on {_PLATFORMS[name]}; got {platform}. Use 'xla', or None to choose"
-    return module.unsupported(*shapes, **asked)
+    return None
 
 
 def _run(call: _Call, best: Implementation, is_named: bool, arrays: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -8,7 +8,7 @@ from typing import overload
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Real
 
-from . import _quantise, _validate, _xla
+from . import _dispatch, _quantise, _validate, _xla
 from ._validate import Implementation
 
 
@@ -100,13 +100,12 @@ def append_kv(
         ([1.0, 0.0], 1.0)
     """
     _validate.check_implementation(implementation)
-    if implementation not in (None, "xla"):
-        raise NotImplementedError(f"append_kv has no implementation {implementation!r}. Use 'xla', or None to choose")
     _validate.check_pages(key_pages, value_pages, page_table, lengths, key_scales, value_scales)
     _validate.check_key_means(key_means, key_pages)
     _validate.check_new_kv(keys, values, key_pages, page_table)
     scales = tuple(pool for pool in (key_scales, value_scales) if pool is not None)
-    return _xla.append_kv(key_pages, value_pages, key_means, page_table, lengths, keys, values, scales)
+    arrays = (key_pages, value_pages, key_means, page_table, lengths, keys, values)
+    return _dispatch.append_kv(implementation, arrays, scales)
 
 
 def append_bounds(

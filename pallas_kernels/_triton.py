@@ -30,7 +30,8 @@ from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float, Int, Real
 
 from ._merge import merge_partials
-from ._quantise import LARGEST, operand_dtype
+from ._quantise import LARGEST, is_quantised, operand_dtype
+from ._triton_append import append_kv as append_kv
 from ._triton_launch import launch, load_entries, load_rows, rows_of, sequence_and_head
 from ._triton_select import MAX_PAGES, score_pages, select_pages
 
@@ -106,6 +107,18 @@ def unsupported(
         ]
     missing = [what for holds, what in wanted if not holds]
     return f"implementation 'triton' runs {'; '.join(missing)}. Use 'xla', or None to choose" if missing else None
+
+
+def unsupported_append(
+    keys: Float[Array, "B K H"], key_pages: Real[Array, "R K P H"], page_table: Int[Array, "B M"]
+) -> str | None:
+    """Return why this implementation cannot append to these pages, or None if it can."""
+    reason, page_len = unsupported(keys, key_pages, page_table), key_pages.shape[2]
+    if reason is None and page_len & (page_len - 1):
+        reason = f"implementation 'triton' appends to pages of a power of two of tokens; got {page_len}. Use 'xla'"
+    if reason is None and is_quantised(key_pages):
+        reason = f"implementation 'triton' appends to pages of {', '.join(_DTYPES)}; got {key_pages.dtype}. Use 'xla'"
+    return reason
 
 
 def block_topk_decode(

@@ -1,6 +1,6 @@
 """What the Triton kernels share: how they are launched, how rows are gathered by arrays of ids and widened.
 
-Called by `_triton` and `_triton_select`.
+Called by `_triton`, `_triton_select` and `_triton_append`.
 """
 
 import warnings
@@ -18,7 +18,13 @@ from ._interpret import triton_params
 
 
 def launch(
-    kernel: partial[None], *, grid: tuple[int, ...], out_shape: Any, num_warps: int, num_stages: int = 1
+    kernel: partial[None],
+    *,
+    grid: tuple[int, ...],
+    out_shape: Any,
+    num_warps: int,
+    num_stages: int = 1,
+    aliases: dict[int, int] | None = None,
 ) -> Callable[..., Any]:
     # JAX warns when it lowers, which is after this returns and not in our hands: only a filter can keep the warning
     # from programs that turn warnings into errors. It is set here, since importing must change nothing.
@@ -28,6 +34,7 @@ def launch(
         grid=grid,
         out_shape=out_shape,
         compiler_params=plt.CompilerParams(num_warps=num_warps, num_stages=num_stages),
+        input_output_aliases=aliases or {},
         interpret=triton_params(),
         name=f"triton{kernel.func.__name__}",
     )

@@ -26,6 +26,7 @@ from kinetics_jax.specs import AttentionSpec, ModelSpec, attention_by_layer
 from ._layer import DecoderLayer, logits_from
 from ._linear import Linear
 from ._mlp import MixtureOfExperts
+from ._norm import RMSNorm
 
 
 class Decoder(nnx.Module):
@@ -67,9 +68,7 @@ class Decoder(nnx.Module):
         self.layers = nnx.List(
             [DecoderLayer(spec, dtype=dtype, param_dtype=param_dtype, rngs=rngs) for _ in range(spec.num_layers)]
         )
-        self.final_norm = nnx.RMSNorm(
-            spec.d_model, epsilon=spec.norm_eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-        )
+        self.final_norm = RMSNorm(spec.d_model, epsilon=spec.norm_eps, dtype=dtype, param_dtype=param_dtype)
         self.lm_head = (
             None
             if spec.tied_embeddings

@@ -14,6 +14,7 @@ from kinetics_jax.specs import ModelSpec
 
 from ._linear import Linear
 from ._mlp import make_mlp
+from ._norm import RMSNorm
 from ._rope import apply_rope
 
 Attend = Callable[[Array, Array, Array], Array]
@@ -27,8 +28,8 @@ class DecoderLayer(nnx.Module):
     """
 
     def __init__(self, spec: ModelSpec, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        def norm(width: int) -> nnx.RMSNorm:
-            return nnx.RMSNorm(width, epsilon=spec.norm_eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        def norm(width: int) -> RMSNorm:
+            return RMSNorm(width, epsilon=spec.norm_eps, dtype=dtype, param_dtype=param_dtype)
 
         def linear(inputs: tuple[int, ...], outputs: tuple[int, ...], *, use_bias: bool) -> Linear:
             return Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

@@ -1,14 +1,16 @@
 """append_kv: one token into its slot, an exact mean, and nothing else."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import append_bounds, append_kv, page_bounds
+from pallas_kernels import _dispatch, append_bounds, append_kv, page_bounds
 from pallas_kernels._reference import reference_key_bounds, reference_key_means
+from tests.kernels import contract
 
 PAGE_LEN, NUM_KV_HEADS, HEAD_DIM = 4, 2, 8
 
@@ -80,6 +82,31 @@ def test_a_sequence_with_no_place_is_not_written(entry, length):
     assert all(np.isnan(pool).all() for pool in after)
     bounds = jnp.full((2, NUM_KV_HEADS, 2, HEAD_DIM), jnp.nan)
     assert np.isnan(widen_once(bounds, *place, token, page_len=PAGE_LEN)).all()
+
+
+@pytest.mark.skipif(_dispatch._load("triton") is None, reason="this JAX has no Triton")
+@pytest.mark.parametrize(("dtype", "page_len", "head_dim"), [("float32", 4, 64), ("bfloat16", 16, 128)])
+def test_triton_writes_what_xla_writes(rng, dtype, page_len, head_dim):
+    """Sequences at every slot of a page, one past its table, one of length 0, entries out of range."""
+    lengths = jnp.asarray(
+        [1, page_len, page_len + 1, 2 * page_len - 1, 3 * page_len, 0, 4 * page_len, page_len], "int32"
+    )
+    table = np.asarray(rng.permutation(3 * len(lengths)).reshape(-1, 3), "int32")
+    table[-1, 0], table[0, 1:] = 10**6, -1
+    pool = jnp.asarray(rng.normal(size=(table.size, 2, page_len, head_dim)), dtype)
+    pool = pool.at[:, :, 1:].set(
+        jnp.where(jnp.arange(page_len - 1) < page_len // 2, pool[:, :, 1:].swapaxes(2, 3), jnp.nan).swapaxes(2, 3)
+    )
+    means, token = pool[:, :, 0], jnp.asarray(rng.normal(size=(len(lengths), 2, head_dim)), dtype)
+    arrays = pool, 2 * pool, means, jnp.asarray(table), lengths, token, 2 * token
+    wanted = append_once(*arrays)
+    with contract.mode("triton"):
+        got = jax.jit(partial(append_kv, implementation="triton"))(*arrays)
+    for name, left, right in zip(("keys", "values"), got, wanted, strict=False):
+        np.testing.assert_array_equal(np.asarray(left, "float32"), np.asarray(right, "float32"), err_msg=name)
+    error = np.abs(np.asarray(got[2], "float32") - np.asarray(wanted[2], "float32"))
+    np.testing.assert_array_equal(np.isnan(error), np.isnan(np.asarray(wanted[2], "float32")))
+    assert np.nanmax(error) <= {"float32": 4e-7, "bfloat16": 2.0**-7}[dtype]
 
 
 def test_vmap_equals_a_loop(rng):
