@@ -76,7 +76,7 @@ def task_for(name: str, data: Path | None, tokenizer: HfTokenizer, *, enable_thi
 
 
 def parse_mesh(text: str) -> Mesh:
-    """Return the mesh of this machine's devices that DATAxMODEL means.
+    """Return the mesh that DATAxMODEL means, of this machine's devices, or of all that processes have joined.
 
     Raises:
         ValueError: If the text is no two numbers, or there are fewer devices.
@@ -85,9 +85,12 @@ def parse_mesh(text: str) -> Mesh:
     if found is None:
         raise ValueError(f"--mesh must be DATAxMODEL, two numbers of devices; got {text!r}. Use 1x8 for 8 devices")
     data, model = int(found[1]), int(found[2])
-    devices = jax.local_devices()
-    if data * model > len(devices):
-        raise ValueError(f"--mesh {text} takes {data * model} devices; this machine has {len(devices)}")
+    devices = jax.devices()
+    if data * model > len(devices) or (jax.process_count() > 1 and data * model < len(devices)):
+        there = f"this machine has {len(devices)}"
+        if jax.process_count() > 1:  # who has no part in the mesh would wait for ever
+            there = f"the {jax.process_count()} processes have {len(devices)}, and all must take part"
+        raise ValueError(f"--mesh {text} takes {data * model} devices; {there}")
     return jax.make_mesh((data, model), ("data", "model"), devices=devices[: data * model])
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import typer
 
 from kinetics_jax.collect import Collector, CollectReport, Shard
@@ -12,6 +13,7 @@ from kinetics_jax.specs import HARDWARE, BestOfN, SamplingSpec, parse_attention
 from kinetics_jax.tasks import Problem, Task, TokenisedTask, get_task
 
 from ._app import app
+from ._distributed import join_processes
 from ._dry_run import print_dry_runs
 from ._gpu_memory import allow_whole_gpu
 from ._loading import load_any_model, parse_mesh, task_for
@@ -64,6 +66,13 @@ def sample(
     mesh: Annotated[
         str | None, typer.Option(help="DATAxMODEL: devices of this machine to share slots and weights out to.")
     ] = None,
+    distributed: Annotated[
+        str | None,
+        typer.Option(
+            help="One of many processes that share the --mesh: auto (Slurm, Open MPI, TPU pods) or HOST:PORT,i/n.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None,
         typer.Option(help="In which the model computes.", show_default="float32; as stored if converted"),
@@ -75,6 +84,8 @@ def sample(
 ) -> None:
     """Draw trials, grade and record them; the same command continues an interrupted run."""
     allow_whole_gpu()
+    if distributed is not None:
+        join_processes(distributed, mesh)
     chip, part = HARDWARE[hardware], None if shard is None else Shard.parse(shard)
     specs = [parse_attention(text) for text in attention]
     sampling = SamplingSpec(
@@ -110,7 +121,7 @@ def sample(
         print_dry_runs(collectors, questions, strategy, out, shard=part, hardware=hardware, as_json=as_json)
         return
     reports = collect_with_bars(collectors, questions, strategy, out, shard=part)
-    if as_json:
+    if as_json and jax.process_index() == 0:
         print_json([_summary(report) for report in reports])
     if any(report.num_missing for report in reports):
         raise typer.Exit(1)

@@ -13,13 +13,24 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from kinetics_jax.sampling import BudgetForcing, Completion, Engine, LanguageModel, Repetition, Request, Stopping
+from kinetics_jax.sampling import (
+    BudgetForcing,
+    Completion,
+    Engine,
+    LanguageModel,
+    Repetition,
+    Request,
+    Stopping,
+    from_first_process,
+    spans_processes,
+)
 from kinetics_jax.specs import DEFAULT_PAGE_LEN, AttentionSpec, SamplingSpec, Strategy
 from kinetics_jax.tasks import Grade, Problem, Task
 from kinetics_jax.traces import Trace, TraceWriter, read_traces
 
-from ._ledger import Ledger
+from ._ledger import Ledger, Onlooker
 from ._report import CollectReport, Estimate, Price, Progress
 
 _LONGEST_CHUNK = 512
@@ -34,7 +45,8 @@ class Collector:
     """Sample problems with one model, attention and sampling.
 
     Attributes:
-        model: The language model; on a mesh, the engine runs there.
+        model: The language model; on a mesh, the engine runs there. Where the mesh spans processes (`jax.distributed`),
+            each collects with the same settings, and the first one grades and writes.
         model_name: Its name in the traces.
         weights_hash: Identifies its weights in the traces.
         task: Grades the answers, and says what ends one.
@@ -122,11 +134,15 @@ class Collector:
             OSError: If the shard cannot be written.
             KeyboardInterrupt: After Ctrl-C, with a sentence on how to go on.
         """
+        if self._num_processes > 1 and jax.process_index() > 0:
+            return self._collect_beside(problems, strategy, Path(out))
         started = time.perf_counter()
         fitting, failed = self._fitting(problems, strategy)
         num_total = len(problems) * strategy.num_trials
         with TraceWriter(out) as writer:
             todo = self._missing(fitting, strategy, writer.done_keys())
+            if self._num_processes > 1:
+                self._agree(fitting, strategy, todo)
             num_there = len(fitting) * strategy.num_trials - _num_trials(todo)
             make_trace = partial(self._trace, max_gen_len=strategy.max_gen_len)
             ledger = Ledger(writer, self.task, make_trace, num_graders=self.num_graders, price=self.price)
@@ -187,8 +203,45 @@ class Collector:
             failed=failed,
         )
 
+    @property
+    def _num_processes(self) -> int:
+        return jax.process_count() if spans_processes(self.model.mesh) else 1
+
+    def _collect_beside(self, problems: Sequence[Problem], strategy: Strategy, out: Path) -> CollectReport:
+        """Sample with the first process, which alone reads and writes the shard."""
+        started = time.perf_counter()
+        fitting, failed = self._fitting(problems, strategy)
+        todo, onlooker = self._agree(fitting, strategy, []), Onlooker()
+        num_there = len(fitting) * strategy.num_trials - _num_trials(todo)
+        self._sample(todo, strategy, onlooker, failed, lambda num_tokens: None)
+        return CollectReport(
+            run=self.run,
+            shard=out,
+            num_total=len(problems) * strategy.num_trials,
+            num_there=num_there,
+            num_written=onlooker.num_written,
+            num_tokens=onlooker.num_tokens,
+            seconds=time.perf_counter() - started,
+            eflops=None,
+            failed=failed,
+        )
+
+    def _agree(self, problems: Sequence[Problem], strategy: Strategy, todo: Trials) -> Trials:
+        """Return what the first process has to do, in all of them."""
+        lacking = {problem.id: trials for problem, trials in todo}
+        is_todo = np.zeros((len(problems), strategy.num_trials), bool)
+        for row, problem in enumerate(problems):
+            is_todo[row, lacking.get(problem.id, [])] = True
+        rows = from_first_process(is_todo)
+        return [(each, np.flatnonzero(row).tolist()) for each, row in zip(problems, rows, strict=True) if row.any()]
+
     def _sample(
-        self, todo: Trials, strategy: Strategy, ledger: Ledger, failed: dict[str, str], show: Callable[[int], None]
+        self,
+        todo: Trials,
+        strategy: Strategy,
+        ledger: Ledger | Onlooker,
+        failed: dict[str, str],
+        show: Callable[[int], None],
     ) -> None:
         """Feed the engine, a batch or two ahead of what it decodes, and hand on who finishes."""
         if not todo:

@@ -95,3 +95,23 @@ class Ledger:
                 self.finish()
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Onlooker:
+    """Stand in for the ledger in a process that samples beside the first one, which grades and writes.
+
+    Attributes:
+        num_written: Trials seen to finish.
+        num_tokens: Their tokens.
+    """
+
+    def __init__(self) -> None:
+        self.num_written = self.num_tokens = 0
+
+    def add(self, finished: Sequence[tuple[Problem, Completion]]) -> None:
+        """Count finished trials."""
+        self.num_written += len(finished)
+        self.num_tokens += sum(len(completion.token_ids) for _, completion in finished)
+
+    def finish(self) -> None:
+        """Do nothing: there is nothing to wait for."""

@@ -5,6 +5,8 @@ from ._generate import Generation as Generation
 from ._generate import LanguageModel as LanguageModel
 from ._generate import generate as generate
 from ._penalty import seen_tokens as seen_tokens
+from ._processes import from_first_process as from_first_process
+from ._processes import spans_processes as spans_processes
 from ._request import Completion as Completion
 from ._request import EngineStats as EngineStats
 from ._request import FinishReason as FinishReason

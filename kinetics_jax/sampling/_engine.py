@@ -22,6 +22,7 @@ from kinetics_jax.specs import AttentionSpec, Dense, SamplingSpec, attention_by_
 from ._call import NO_TOKEN, Batch, CallWriter, Drawn, PromptChunk
 from ._pages import PageGroup
 from ._pools import Pools, common_page_len, default_num_pages, make_pools
+from ._processes import put, spans_processes
 from ._programs import Programs
 from ._request import Completion, EngineStats, FinishReason, Request
 from ._scheduler import Lane, Scheduler, Slot, Trial
@@ -33,7 +34,8 @@ class Engine:
 
     Args:
         model: The language model; on a mesh (`models.shard_decoder`) the engine runs there: KV heads over "model",
-            slots and pages over "data".
+            slots and pages over "data". Where the mesh spans processes (`jax.distributed`), each makes the same engine
+            and submits the same requests in the same order, and all get every completion.
         attentions: The attention specs that requests may name. Each has a batch of its own; all share the pages.
         sampling: How tokens are drawn.
         stopping: What ends a trial besides its own limit.
@@ -47,7 +49,8 @@ class Engine:
 
     Raises:
         ValueError: If a size is not positive, specs select pages of different lengths or have more dense layers than
-            the model has layers, or the data axis of the mesh divides slots or pages with a rest.
+            the model has layers, the data axis of the mesh divides slots or pages with a rest, or the mesh spans
+            processes and `stopping` limits seconds.
 
     Example:
         >>> from kinetics_jax.zoo import load_zoo_model
@@ -88,6 +91,10 @@ class Engine:
         self._page_len = common_page_len(attentions, page_len)
         self._num_steps, self._mesh, self._stopping = num_steps, mesh, stopping
         self._chunk_len = -(-chunk_len // self._page_len) * self._page_len  # later chunks begin with a page
+        if stopping.time_s is not None and spans_processes(mesh):
+            raise ValueError(
+                f"a limit of {stopping.time_s:g} s needs one clock; got a mesh that spans processes. Limit the tokens."
+            )
         num_groups = 1 if mesh is None else mesh.shape[DATA_AXIS]
         if num_slots % num_groups:
             raise ValueError(
@@ -359,13 +366,11 @@ class Engine:
         placed = {name: self._place_rows(value) for name, value in arrays._asdict().items() if name != "forced"}
         if "forced" in arrays._fields:
             columns = NamedSharding(self._mesh, PartitionSpec(None, DATA_AXIS))
-            placed["forced"] = jax.device_put(arrays.forced, columns)
+            placed["forced"] = put(arrays.forced, columns)
         return type(arrays)(**placed)
 
     def _place_rows(self, array: np.ndarray) -> jax.Array:
-        return jax.device_put(
-            array, None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec(DATA_AXIS))
-        )
+        return put(array, None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec(DATA_AXIS)))
 
     def _table_widths(self) -> list[int]:
         """Return the widths of page tables that later chunks of a prompt read: few, so that few programs compile."""

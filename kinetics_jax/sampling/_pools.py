@@ -12,6 +12,8 @@ from kinetics_jax.attention import DATA_AXIS, PagedCache, cache_shardings, init_
 from kinetics_jax.models import Decoder
 from kinetics_jax.specs import DEFAULT_PAGE_LEN, AttentionSpec, PageSelection
 
+from ._processes import smallest_of_processes, spans_processes
+
 _MEMORY_SHARE = 0.9
 """Share of a device's free memory that the pools may take; the rest is for activations."""
 
@@ -55,7 +57,7 @@ def common_page_len(attentions: Sequence[AttentionSpec], page_len: int | None) -
 
 def default_num_pages(model: Decoder, page_len: int, wanted: int) -> int:
     """Return `wanted` pages, or as many as fit the memory that the device says is free, where it says so."""
-    device = next(iter(model.embed.embedding[...].devices()))
+    device = next(iter(model.embed.embedding[...].addressable_shards)).device
     memory = device.memory_stats() or {}
     if "bytes_limit" not in memory:
         return wanted
@@ -67,7 +69,8 @@ def default_num_pages(model: Decoder, page_len: int, wanted: int) -> int:
             num_cuts = model.mesh.size
     # Keys and values of every token, and a mean key.
     elements = spec.num_layers * spec.num_kv_heads * spec.head_dim * (2 * page_len + 1)
-    return min(wanted, int(num_cuts * free_bytes / (elements * jnp.dtype(model.dtype).itemsize)))
+    num_pages = min(wanted, int(num_cuts * free_bytes / (elements * jnp.dtype(model.dtype).itemsize)))
+    return smallest_of_processes(num_pages) if spans_processes(model.mesh) else num_pages
 
 
 def make_pools(model: Decoder, *, num_pages: int, page_len: int, num_page_groups: int) -> Pools:
