@@ -30,12 +30,15 @@ from jaxtyping import Array
 
 from . import _xla
 from ._interpret import is_interpreted
+from ._quantise import is_quantised
 from ._validate import Implementation
 from ._vmap import fold_into_batch
 
 # Implementation: the platform that lowers it.
 _PLATFORMS = {"mosaic_tpu": "tpu", "mosaic_gpu": "cuda", "triton": "cuda"}
 _FIRST_MOSAIC_GPU = (9, 0)  # compute capability of Hopper
+# What Hopper chooses by was measured on an H100 (docs/kernels.md): among more pages Mosaic selects faster than Triton.
+_MANY_PAGES = 512
 
 _TARGET = jax.make_user_context(None)
 
@@ -117,11 +120,13 @@ def paged_decode(
 def append_kv(name: Implementation | None, arrays: tuple[Array, ...], scales: tuple[Array, ...]) -> tuple[Array, ...]:
     """Run `append_kv` of the named implementation, or of the best one; few have one."""
     keys, key_pages, page_table = arrays[5], arrays[0], arrays[3]
-    reasons = {best: _cannot_append(best, keys, key_pages, page_table) for best in ([name] if name else _by_speed())}
-    if name is not None and reasons[name] is not None:
-        raise NotImplementedError(reasons[name])
-    best = next((best for best, reason in reasons.items() if reason is None), "xla")
-    return _append_on(None if best == "xla" else _load(best), None if name else _PLATFORMS.get(best), arrays, scales)
+    order: tuple[Implementation, ...] = (*_by_speed(key_pages, page_table, None), "xla") if name is None else (name,)
+    reasons = [_cannot_append(best, keys, key_pages, page_table) for best in order]
+    if None not in reasons:
+        raise NotImplementedError(reasons[0])
+    best = order[reasons.index(None)]
+    module = None if best == "xla" else _load(best)
+    return _append_on(module, None if name else _PLATFORMS.get(best), arrays, scales)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -130,8 +135,10 @@ def _append_on(
 ) -> tuple[Array, ...]:
     """Run it; where it is lowered for another platform, or under `vmap`, XLA's."""
 
-    def by_xla(*arrays: Array) -> tuple[Array, ...]:
-        return _xla.append_kv(*arrays, scales)
+    def by_xla(
+        key_pages: Array, value_pages: Array, key_means: Array, table: Array, lengths: Array, keys: Array, values: Array
+    ) -> tuple[Array, ...]:
+        return _xla.append_kv(key_pages, value_pages, key_means, table, lengths, keys, values, scales)
 
     if module is None:
         return by_xla(*arrays)
@@ -174,15 +181,15 @@ def _choose(
         if reason is not None:
             raise NotImplementedError(reason)
         return name
-    order: tuple[Implementation, ...] = (*_by_speed(), "xla")
+    order: tuple[Implementation, ...] = (*_by_speed(*shapes[1:], asked.get("num_blocks")), "xla")
     return next(best for best in order if _unsupported(best, shapes, asked) is None)
 
 
 def _unsupported(name: Implementation, shapes: tuple[Array, Array, Array], asked: dict[str, Any]) -> str | None:
     if name == "xla":
         return None
-    module = _load(name)
-    return _absent(name, module) or module.unsupported(*shapes, **asked)
+    found = _find(name)
+    return found if isinstance(found, str) else found.unsupported(*shapes, **asked)
 
 
 def _cannot_append(name: Implementation, keys: Array, key_pages: Array, page_table: Array) -> str | None:
@@ -191,17 +198,18 @@ def _cannot_append(name: Implementation, keys: Array, key_pages: Array, page_tab
     module = _load(name)
     if module is not None and not hasattr(module, "append_kv"):
         return f"append_kv has no implementation {name!r}. Use 'xla', or None to choose"
-    return _absent(name, module) or module.unsupported_append(keys, key_pages, page_table)
+    found = _find(name)
+    return found if isinstance(found, str) else found.unsupported_append(keys, key_pages, page_table)
 
 
-def _absent(name: Implementation, module: Any) -> str | None:
-    """Return why this implementation is not here, or None if it is."""
+def _find(name: Implementation) -> ModuleType | str:
+    """Return the module of an implementation, or why it is not here."""
+    module, platform = _load(name), _platform()
     if module is None:
         return f"implementation {name!r} does not exist in this version with jax {jax.__version__}. Use 'xla', or None"
-    platform = _platform()
     if not is_interpreted() and platform != _PLATFORMS[name]:
         return f"implementation {name!r} runs on {_PLATFORMS[name]}; got {platform}. Use 'xla', or None to choose"
-    return None
+    return module
 
 
 def _run(call: _Call, best: Implementation, is_named: bool, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -224,7 +232,7 @@ def _run_on(call: _Call, module: Any, platform: str | None, arrays: tuple[Array,
     return jax.lax.platform_dependent(*arrays, **{platform: kernel}, default=partial(call, _xla))
 
 
-def _by_speed() -> tuple[Implementation, ...]:
+def _by_speed(key_pages: Array, page_table: Array, num_blocks: int | None) -> tuple[Implementation, ...]:
     """Return the implementations made for this device, the fastest first."""
     platform = _platform()
     if _is_divided_by_xla():
@@ -232,7 +240,10 @@ def _by_speed() -> tuple[Implementation, ...]:
     if platform == "tpu":
         return ("mosaic_tpu",)
     if platform == "cuda":
-        return ("mosaic_gpu", "triton") if _compute_capability() >= _FIRST_MOSAIC_GPU else ("triton",)
+        if _compute_capability() < _FIRST_MOSAIC_GPU:
+            return ("triton",)
+        selects_among_many = num_blocks is not None and page_table.shape[1] > _MANY_PAGES
+        return ("mosaic_gpu", "triton") if selects_among_many or is_quantised(key_pages) else ("triton", "mosaic_gpu")
     return ()
 
 

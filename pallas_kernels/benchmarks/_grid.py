@@ -37,3 +37,19 @@ def shapes_around(centre: Shape) -> Iterator[tuple[str, Shape]]:
         num_others = sum(getattr(shape, size) != getattr(centre, size) for size in sizes)
         if num_others == 0 or (num_others == 1 and shape.group == centre.group):
             yield name, replace(shape, kv_dtype=centre.kv_dtype)
+
+
+def serving_shapes(kv_dtype: str) -> Iterator[tuple[str, Shape]]:
+    """Yield steps of a few microseconds to a few hundred: where an implementation's fixed time decides."""
+    for name, (num_kv_heads, group) in list(GEOMETRIES.items())[:2]:
+        for batch, context in (
+            (1, 16_384),
+            (8, 4_096),
+            (32, 512),
+            (32, 1_024),
+            (32, 4_096),
+            (32, 16_384),
+            (128, 2_048),
+        ):
+            sizes = {"num_kv_heads": num_kv_heads, "group": group, "batch_size": batch, "context_len": context}
+            yield name, Shape(**sizes, kv_dtype=kv_dtype)

@@ -1,9 +1,11 @@
 """Time one layer's decode against its byte floor: `python -m pallas_kernels.benchmarks.decode [--grid none]`.
 
-    shape A   64 sequences, 8 KV heads of 4 query heads, width 128, context 16,384, pages of 16, budget 1,024
-    grid      the shapes that differ from it in one thing: heads, context, budget, page or batch size
+    shape A          64 sequences, 8 KV heads of 4 query heads, width 128, context 16,384, pages of 16, budget 1,024
+    grid "small"     the shapes that differ from it in one thing: heads, context, budget, page or batch size
+    grid "serving"   short contexts and small batches, dense too: where launches and tails count
 
-With `--kv-dtype int8` or `float8_e4m3fn` both are of quantised pages, with a bfloat16 scale for each vector.
+Several `--implementation` are timed in turn: what `_dispatch` chooses between on Hopper. With `--kv-dtype int8` or
+`float8_e4m3fn` all are of quantised pages, with a bfloat16 scale for each vector.
 
 Floors: the bytes that must be read (page means and selected pages, or all pages), at the rate of a copy measured in
 the same run. Peers in the same run: XLA's implementation and, where torch and flashinfer can be imported, FlashInfer
@@ -24,7 +26,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pallas_kernels.benchmarks._grid import shapes_around
+from pallas_kernels.benchmarks._grid import serving_shapes, shapes_around
 from pallas_kernels.benchmarks._rows import provenance, row, summary_of, text_of
 from pallas_kernels.benchmarks._shape import Shape
 
@@ -33,14 +35,13 @@ LEAST_FLOOR_S, TARGET = 50e-6, 0.75
 """Rows of the grid with a larger floor are counted against the target."""
 
 
-def shape_a_rows(implementation: Any, shape: Shape, copy_rate: float) -> list[dict[str, Any]]:
+def shape_a_rows(implementations: Sequence[Any], shape: Shape, copy_rate: float) -> list[dict[str, Any]]:
     """Return the rows of shape A: ours, XLA's and, of bfloat16 pages, the peers."""
     from pallas_kernels.benchmarks._measure import dense_step, kernels_s, make_cache, median_s, topk_step
 
     cache = make_cache(shape)
     rows = []
-    names: list[Any] = [implementation, "xla"]
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys([*implementations, "xla"]):
         for what, step, num_bytes in (
             ("block top-k", topk_step(shape, name), shape.topk_bytes),
             ("dense", dense_step(name), shape.dense_bytes),
@@ -66,36 +67,45 @@ def peers(shape: dict[str, Any]) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def grid_rows(implementation: Any, centre: Shape, copy_rate: float) -> list[dict[str, Any]]:
-    """Return the rows of the shapes around shape A, all compiled before the first is timed."""
+def grid_rows(
+    implementations: Sequence[Any], shapes: Sequence[tuple[str, Shape]], copy_rate: float, *, with_dense: bool
+) -> list[dict[str, Any]]:
+    """Return the rows of these shapes, all compiled before the first is timed."""
     import jax
 
-    from pallas_kernels.benchmarks._measure import cache_maker, kernels_s, median_s, topk_step
+    from pallas_kernels.benchmarks._measure import cache_maker, dense_step, kernels_s, median_s, topk_step
 
-    def compiled(shape: Shape) -> tuple[Any, Any]:
+    def steps_of(shape: Shape) -> list[tuple[str, Any, int]]:
+        selects = shape.num_blocks < shape.max_pages
+        topk = [(f"block top-k, {name}", topk_step(shape, name), shape.topk_bytes) for name in implementations]
+        dense = [(f"dense, {name}", dense_step(name), shape.dense_bytes) for name in implementations]
+        return (topk if selects else []) + (dense if with_dense else [])
+
+    def compiled(shape: Shape) -> tuple[Any, list[tuple[str, Any, int]]]:
         make, key = cache_maker(shape), jax.random.key(0)
-        step = topk_step(shape, implementation).lower(*jax.eval_shape(make, key))
-        return make.lower(key).compile(), step.compile()
+        shapes_of_cache = jax.eval_shape(make, key)
+        steps = [(what, step.lower(*shapes_of_cache).compile(), num_bytes) for what, step, num_bytes in steps_of(shape)]
+        return make.lower(key).compile(), steps
 
-    shapes = list(shapes_around(centre))
     with ThreadPoolExecutor() as pool:
         programs = list(pool.map(compiled, [shape for _, shape in shapes]))
     rows = []
-    for (name, shape), (make, step) in zip(shapes, programs, strict=True):
+    for (name, shape), (make, steps) in zip(shapes, programs, strict=True):
         cache = make(jax.random.key(0))
-        seconds, kernels = median_s(step, *cache), kernels_s(step, *cache)
-        entry = row(f"{name}, block top-k", seconds, shape.topk_bytes, copy_rate, kernels) | {"shape": asdict(shape)}
+        for what, step, num_bytes in steps:
+            seconds, kernels = median_s(step, *cache), kernels_s(step, *cache)
+            entry = row(f"{name}, {what}", seconds, num_bytes, copy_rate, kernels) | {"shape": asdict(shape)}
+            print(text_of([entry], head=False), flush=True)
+            rows.append(entry)
         del cache
-        print(text_of([entry], head=False), flush=True)
-        rows.append(entry)
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print its table and write it as JSON."""
     parser = argparse.ArgumentParser(description="Time one layer's decode against its byte floor.")
-    parser.add_argument("--implementation", default="mosaic_gpu", help="what is timed beside XLA's")
-    parser.add_argument("--grid", choices=("none", "small"), default="small")
+    parser.add_argument("--implementation", action="append", help="what is timed beside XLA's; repeat for more")
+    parser.add_argument("--grid", choices=("none", "small", "serving"), default="small")
     kv_dtypes = ("bfloat16", "int8", "float8_e4m3fn")
     parser.add_argument("--kv-dtype", choices=kv_dtypes, default="bfloat16", help="what the pages hold")
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/decode.json"))
@@ -108,10 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     copy_rate = copy_bytes_per_s()
     print(f"{jax.devices()[0].device_kind}: copy {copy_rate / 1e9:,.0f} GB/s", flush=True)
     shape = replace(SHAPE_A, kv_dtype=options.kv_dtype)
-    rows = shape_a_rows(options.implementation, shape, copy_rate)
+    implementations = options.implementation or ["mosaic_gpu"]
+    rows = shape_a_rows(implementations, shape, copy_rate)
     print(text_of(rows), flush=True)
     if options.grid != "none":
-        of_grid = grid_rows(options.implementation, shape, copy_rate)
+        is_serving = options.grid == "serving"
+        shapes = list(serving_shapes(shape.kv_dtype) if is_serving else shapes_around(shape))
+        of_grid = grid_rows(implementations, shapes, copy_rate, with_dense=is_serving)
         print(summary_of(of_grid, least_floor_s=LEAST_FLOOR_S, target=TARGET))
         rows += of_grid
     report = provenance("decode") | {"copy_bytes_per_s": copy_rate, "rows": rows}

@@ -26,7 +26,7 @@ def start(*arguments: str, num_devices: int) -> subprocess.Popen[str]:
 
 def tokens(folder: Path) -> dict[tuple[str, int], tuple[int, ...]]:
     (shard,) = folder.glob("*.jsonl")
-    return {(trace.problem, trace.trial): tuple(trace.output_ids) for trace in read_traces(shard)}
+    return {(trace.problem, trace.trial): tuple(trace.output_ids or ()) for trace in read_traces(shard)}
 
 
 def finish(*processes: subprocess.Popen[str]) -> list[str]:

@@ -53,8 +53,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     [
         ("cpu", None, {}, ()),
         ("tpu", None, {}, ("mosaic_tpu",)),
-        ("gpu", "9.0", {}, ("mosaic_gpu", "triton")),
-        ("gpu", "10.3", {}, ("mosaic_gpu", "triton")),
+        ("gpu", "9.0", {}, ("triton", "mosaic_gpu")),
+        ("gpu", "10.3", {}, ("triton", "mosaic_gpu")),
         ("gpu", "8.6", {}, ("triton",)),
         ("gpu", "gfx942", {}, ("triton",)),
         ("tpu", None, {"x": 2}, ()),
@@ -66,7 +66,24 @@ def test_the_fastest_for_the_device(monkeypatch, platform, capability, mesh_axes
     monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
     mesh = jax.sharding.AbstractMesh(tuple(mesh_axes.values()), tuple(mesh_axes))
     with jax.sharding.use_abstract_mesh(mesh):
-        assert _dispatch._by_speed() == wanted
+        assert _dispatch._by_speed(CASE.key_pages, CASE.page_table, 2) == wanted
+
+
+@pytest.mark.parametrize(
+    ("max_pages", "num_blocks", "page_dtype", "first"),
+    [
+        (512, 64, "bfloat16", "triton"),
+        (513, 64, "bfloat16", "mosaic_gpu"),
+        (4096, None, "bfloat16", "triton"),
+        (4096, None, "int8", "mosaic_gpu"),
+    ],
+)
+def test_hopper_chooses_by_what_is_read(max_pages, num_blocks, page_dtype, first):
+    pages, table = jnp.zeros((1, 8, 16, 128), page_dtype), jnp.zeros((1, max_pages), "int32")
+    with _dispatch.targeting("cuda"):
+        order = _dispatch._by_speed(pages, table, num_blocks)
+    assert order[0] == first
+    assert set(order) == {"triton", "mosaic_gpu"}
 
 
 def test_no_name_takes_the_fastest_that_can_run_this(fake):
