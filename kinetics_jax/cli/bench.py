@@ -23,6 +23,10 @@ group = typer.Typer(name="bench", no_args_is_help=True, help="Time whole models 
 app.add_typer(group)
 
 _DTYPE = "bfloat16"
+_WAITING_BYTES = 1.5e9
+"""What a process holds of a GPU after compiling: its context, libraries, and what the autotuner had."""
+_REGION_BYTES = 3e9
+"""Left free where processes share a GPU: JAX then takes memory in regions somewhat larger than what is asked for."""
 
 
 @group.callback()
@@ -48,8 +52,9 @@ def decode(
     allow_whole_gpu(preallocate=processes == 1)  # each of many must find the device free, this one included
     chip, jobs = HARDWARE[hardware], []
     names, attentions = [MODELS[name].name for name in model], [str(parse_attention(text)) for text in attention]
+    share = memory_share if processes == 1 else memory_share - _share_of_waiting(processes - 1, chip)
     for name, context_len in product(names, context):
-        size = batch_size or _largest_batch(name, chip, context_len + num_steps, memory_share)
+        size = batch_size or _largest_batch(name, chip, context_len + num_steps, share)
         sizes: dict[str, int] = {"context_len": context_len, "batch_size": size, "num_steps": num_steps}
         jobs += [DecodeJob(model=name, attention=text, **sizes, num_runs=num_runs) for text in attentions]
     versions = {"kinetics_jax": __version__, "jax": jax.__version__, "python": platform.python_version()}
@@ -65,6 +70,11 @@ def decode(
         print_json(content)
     else:
         _print_rows(content["device"], hardware, content["rows"])
+
+
+def _share_of_waiting(num_processes: int, chip: HardwareSpec) -> float:
+    """Return the part of the memory that processes hold which have compiled and wait, beside the one that is timed."""
+    return (num_processes * _WAITING_BYTES + _REGION_BYTES) / chip.hbm_bytes
 
 
 def _largest_batch(model: str, chip: HardwareSpec, context_len: int, memory_share: float) -> int:

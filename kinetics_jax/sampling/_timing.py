@@ -140,21 +140,30 @@ class DecodeTimer:
             ValueError: If none is.
         """
         _check_positive(num_runs=num_runs)
-        self._programs.load(model)
-        # Awaited, so that a lack of memory shows where it is.
-        pools, seen, logits = jax.block_until_ready((self._make_pools(), self._make_seen(), self._make_logits()))
-
-        def step() -> None:
-            nonlocal pools, seen
-            pools, seen, drawn = self._programs.decode(pools, seen, self._batch, self._attention)
-            jax.block_until_ready(drawn)
-
+        call, logits = self.start(model), jax.block_until_ready(self._make_logits())
         return DecodeTiming(
-            step_s=_median_s(step, num_runs) / self._num_steps,
+            step_s=_median_s(call, num_runs) / self._num_steps,
             sample_s=_median_s(lambda: jax.block_until_ready(self._draw_many(*logits)), num_runs) / _NUM_DRAWS,
             num_runs=num_runs,
             device=jax.devices()[0].device_kind,
         )
+
+    def start(self, model: Decoder) -> Callable[[], None]:
+        """Return what runs one call of `num_steps` steps and waits for it, on pools of its own.
+
+        Args:
+            model: As `time`.
+        """
+        self._programs.load(model)
+        # Awaited, so that a lack of memory shows where it is.
+        pools, seen = jax.block_until_ready((self._make_pools(), self._make_seen()))
+
+        def call() -> None:
+            nonlocal pools, seen
+            pools, seen, drawn = self._programs.decode(pools, seen, self._batch, self._attention)
+            jax.block_until_ready(drawn)
+
+        return call
 
 
 def _check_positive(**sizes: int) -> None:
