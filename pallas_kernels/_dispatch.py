@@ -36,7 +36,7 @@ from ._vmap import fold_into_batch
 
 # Implementation: the platform that lowers it.
 _PLATFORMS = {"mosaic_tpu": "tpu", "mosaic_gpu": "cuda", "triton": "cuda"}
-_FIRST_MOSAIC_GPU = (9, 0)  # compute capability of Hopper
+_HOPPER = 9  # major compute capability
 # What Hopper chooses by was measured on an H100 (docs/kernels.md): among more pages Mosaic selects faster than Triton.
 _MANY_PAGES = 512
 
@@ -240,7 +240,7 @@ def _by_speed(key_pages: Array, page_table: Array, num_blocks: int | None) -> tu
     if platform == "tpu":
         return ("mosaic_tpu",)
     if platform == "cuda":
-        if _compute_capability() < _FIRST_MOSAIC_GPU:
+        if _capability() != _HOPPER:
             return ("triton",)
         selects_among_many = num_blocks is not None and page_table.shape[1] > _MANY_PAGES
         return ("mosaic_gpu", "triton") if selects_among_many or is_quantised(key_pages) else ("triton", "mosaic_gpu")
@@ -258,12 +258,13 @@ def _platform() -> str:
     return "cuda" if backend == "gpu" else backend
 
 
-def _compute_capability() -> tuple[int, ...]:
+def _capability() -> int:
+    """Return the major compute capability of the GPU that is here, or aimed at."""
     if _TARGET.value is not None:
-        return _FIRST_MOSAIC_GPU
+        return _HOPPER
     # AMD devices name an architecture ("gfx942"): no capability, so the oldest.
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", "0.0"))
-    return tuple(int(part) if part.isdigit() else 0 for part in capability.split("."))
+    major = str(getattr(jax.local_devices()[0], "compute_capability", "0.0")).split(".")[0]
+    return int(major) if major.isdigit() else 0
 
 
 def _load(name: Implementation) -> ModuleType | None:

@@ -1,4 +1,4 @@
-"""The Mosaic GPU implementation, for Hopper and newer: score every page, then select and attend, in two launches.
+"""The Mosaic GPU implementation, for Hopper: score every page, then select and attend, in two launches.
 
 Called by `_dispatch` with validated arguments. What moves, for one layer of one step (bf16, G = N / K):
 
@@ -8,8 +8,8 @@ Called by `_dispatch` with validated arguments. What moves, for one layer of one
     q [B, N, H] -> scores [B, K, M] float32 (L2) -> bit mask in shared memory -> out [B, N, H]
                  `_mosaic_gpu_score`                   `_mosaic_gpu_select`, `_mosaic_gpu_attend`
 
-Both launches are bound by the bytes of the top row. Left out: float32 pages (no exact product on tensor cores; XLA's
-runs), windows and masks of tokens.
+Both launches are bound by the bytes of the top row. Left out: float32 pages (no exact product on tensor cores), windows
+and masks of tokens; Blackwell, whose tensor cores have instructions of their own (tcgen05, not Hopper's wgmma).
 """
 
 import jax
@@ -48,7 +48,11 @@ def unsupported(
     if jax.__version_info__ < _FIRST_JAX:
         return f"implementation 'mosaic_gpu' needs jax >= 0.11; got {jax.__version__}. Use 'xla', or None to choose"
     dtypes = f"bfloat16 or quantised pages and bfloat16 q; got {key_pages.dtype}, {q.dtype}"
+    device = jax.local_devices()[0]
+    capability = str(getattr(device, "compute_capability", None))
     wanted = [
+        # Elsewhere it is interpreted, or lowered for a device that is not here.
+        (device.platform != "gpu" or capability.startswith("9."), f"on Hopper, capability 9.0; got {capability}"),
         (q.dtype == jnp.bfloat16 and (key_pages.dtype == jnp.bfloat16 or is_quantised(key_pages)), dtypes),
         (head_dim in (64, 128), f"head_dim 64 or 128; got {head_dim}"),
         (page_len in (8, 16, 32, 64, 128), f"pages of 8, 16, 32, 64 or 128 tokens; got {page_len}"),

@@ -1,4 +1,4 @@
-"""The Triton implementation, for NVIDIA GPUs older than Hopper (A100, L4): score, select and attend, in three launches.
+"""The Triton implementation, for NVIDIA GPUs from Ampere on: score, select and attend, in three launches.
 
 Called by `_dispatch` with validated arguments. Every sequence b and KV head k has one program of a launch, or several:
 
@@ -41,6 +41,7 @@ _HEAD_DIMS = (64, 128)
 _DTYPES = ("bfloat16", "float16", "float32")
 _PAGE_DTYPES = (*_DTYPES, *LARGEST)
 _DEFAULT_SMS = 108  # A100
+_SIGNED_BYTES = 2**31
 _PROGRAMS_PER_SM = 4
 _MIN_STEPS = 4  # of a part: fewer do not repay its merging
 _TILE_BYTES = 16 * 1024  # of keys in one step, as much again of values: two programs share an L4's 100 KiB
@@ -98,6 +99,11 @@ def unsupported(
         ),
         (key_pages.dtype.name in _PAGE_DTYPES, f"pages of {', '.join(_PAGE_DTYPES)}; got {key_pages.dtype}"),
         (head_dim in _HEAD_DIMS, f"head_dim 64 or 128; got {head_dim}"),
+        # Pallas counts offsets up to 2^32 bytes in signed 32 bits.
+        (
+            key_pages.dtype.itemsize > 1 or not _SIGNED_BYTES < key_pages.size <= 2 * _SIGNED_BYTES,
+            f"8-bit pools of up to 2 GiB, or of more than 4; got {key_pages.size} entries",
+        ),
         (group <= _ROWS, f"at most {_ROWS} query heads for each KV head; got {group}"),
     ]
     if summaries is not None:

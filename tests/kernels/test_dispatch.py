@@ -54,7 +54,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
         ("cpu", None, {}, ()),
         ("tpu", None, {}, ("mosaic_tpu",)),
         ("gpu", "9.0", {}, ("triton", "mosaic_gpu")),
-        ("gpu", "10.3", {}, ("triton", "mosaic_gpu")),
+        ("gpu", "10.3", {}, ("triton",)),
         ("gpu", "8.6", {}, ("triton",)),
         ("gpu", "gfx942", {}, ("triton",)),
         ("tpu", None, {"x": 2}, ()),

@@ -3,6 +3,7 @@
 The contract suite runs the same on a GPU: `python -m pytest tests/kernels --kernel-implementation mosaic_gpu`.
 """
 
+import types
 from typing import Any
 
 import jax
@@ -115,6 +116,16 @@ def test_what_it_does_not_run_is_said_by_name(changed, what, monkeypatch):
     assert _mosaic_gpu.unsupported(*_arrays(layout), window_len=3) is not None
     with pytest.raises(AssertionError, match=what):
         assert _mosaic_gpu.unsupported(*_arrays(layout._replace(**changed))) is None
+
+
+@pytest.mark.parametrize(("capability", "runs"), [("8.9", False), ("9.0", True), ("10.0", False), ("12.0", False)])
+def test_only_hopper_has_its_products(monkeypatch, capability, runs):
+    arrays = _arrays(Layout(16, 8, 4, 128, "bfloat16"))
+    device = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
+    why = _mosaic_gpu.unsupported(*arrays)
+    assert why is None if runs else f"on Hopper, capability 9.0; got {capability}" in str(why)
 
 
 def _arrays(layout: Layout) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -154,10 +154,18 @@ def test_unsupported_says_why():
             shape(99, 4, 16, 128, dtype="float8_e5m2"),
             table,
         ),
+        "8-bit pools of up to 2 GiB, or of more than 4; got 2684354560 entries": (
+            q,
+            shape(5 * 2**16, 4, 16, 128, dtype="int8"),
+            table,
+        ),
         "at most 16 query heads for each KV head; got 17": (shape(4, 68, 128), pages, table),
     }
     for words, arrays in cases.items():
         assert f"'triton' runs {words}. Use 'xla', or None to choose" in str(reason(*arrays))
+    for num_pages in (4 * 2**16, 9 * 2**16):
+        assert reason(q, shape(num_pages, 4, 16, 128, dtype="int8"), table) is None
+    assert reason(q, shape(5 * 2**16, 4, 16, 128), table) is None
     long = shape(4, 2**16, dtype="int32")
     assert reason(q, pages, long) is None
     assert "selection among at most 32768 pages" in str(reason(q, pages, long, summaries=shape(99, 4, 128)))
