@@ -92,37 +92,21 @@ def block_topk_decode(
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"], Int[Array, "B K J"]]:
     """Select pages by probe . summary and attend to them; also the log-sum-exp and the selected pages."""
     tuning = tuning or Tuning()
-    (batch_size, max_pages), (num_kv_heads, page_len) = page_table.shape, key_pages.shape[1:3]
-    num_listed = min(num_blocks, max_pages)
-    if num_listed == max_pages:
-        out, lse = paged_decode(
-            q,
-            key_pages,
-            value_pages,
-            page_table,
-            lengths,
-            scale=scale,
-            key_scales=key_scales,
-            value_scales=value_scales,
-            tuning=tuning,
-        )
-        pages = jnp.arange(max_pages, dtype=jnp.int32)[None]
-        selected = jnp.where(pages < _num_held(lengths, page_len)[:, None], pages, max_pages)
-        return out, lse, jnp.broadcast_to(selected[:, None], (batch_size, num_kv_heads, max_pages))
+    max_pages, page_len = page_table.shape[1], key_pages.shape[2]
     page_table = jnp.clip(page_table, 0, key_pages.shape[0] - 1)
     lengths = jnp.clip(lengths, 0, max_pages * page_len)
     num_held = _num_held(lengths, page_len)
     selected = _select(
         _score(probe, summaries, page_table, num_held, tuning),
         num_held,
-        num_blocks=num_listed,
+        num_blocks=num_blocks,
         num_sink_blocks=num_sink_blocks,
         num_local_blocks=num_local_blocks,
         max_pages=max_pages,
         tuning=tuning,
     )
     # Ascending, so that only the last page can be partial: what is read is the first `stop` tokens of the list.
-    num_read = jnp.minimum(num_held, num_listed)[:, None]
+    num_read = jnp.minimum(num_held, num_blocks)[:, None]
     has_newest = jnp.any(selected == num_held[:, None, None] - 1, axis=2)
     missing = (num_held * page_len - lengths)[:, None]
     stop = num_read * page_len - jnp.where(has_newest, missing, 0)
@@ -130,7 +114,7 @@ def block_topk_decode(
     ranges = jnp.stack([jnp.broadcast_to(num_read, stop.shape), zeros, zeros, stop], axis=-1)
     pools = _pools(key_pages, value_pages, key_scales, value_scales)
     out, lse = _attend(
-        q, pools, page_table, selected, ranges, scale=scale, num_sinks=(0, 0), max_read=num_listed, tuning=tuning
+        q, pools, page_table, selected, ranges, scale=scale, num_sinks=(0, 0), max_read=num_blocks, tuning=tuning
     )
     return out, lse, selected
 

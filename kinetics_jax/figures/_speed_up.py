@@ -115,8 +115,10 @@ def speed_up(rows: Sequence[ThroughputRow], path: str | Path, *, svg: bool = Fal
             part = [point for point in points if point.model == model]
             across, up = [point.predicted for point in part], [point.measured for point in part]
             axes.plot(across, up, color=color, marker=marker, linestyle="none", markersize=6, label=model)
-            for point in part:
-                at = {"xytext": (5, -3), "textcoords": "offset points", "fontsize": 8, "color": color}
+            # Neighbours of one model are alike: their labels go to different sides.
+            for rank, point in enumerate(sorted(part, key=lambda point: point.predicted)):
+                side = {"xytext": (5, -8), "ha": "left"} if rank % 2 else {"xytext": (-5, 4), "ha": "right"}
+                at = {**side, "textcoords": "offset points", "fontsize": 8, "color": color}
                 axes.annotate(f"{point.context_len / 1024:g}k", (point.predicted, point.measured), **at)
         ends = np.array([[point.predicted, point.measured] for point in points])
         low, high = min(1.0, ends.min()) / 1.1, ends.max() * 1.25
