@@ -12,6 +12,8 @@ from itertools import groupby, pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
+from jax.errors import JaxRuntimeError
+
 from kinetics_jax.sampling import DecodeTimer, DecodeTiming, random_model
 from kinetics_jax.specs import MODELS, parse_attention
 
@@ -31,8 +33,12 @@ class DecodeJob:
         return f"{self.model} {self.attention}, {self.batch_size:,} x {self.context_len:,} tokens"
 
 
-def time_jobs(jobs: Sequence[DecodeJob], num_processes: int = 1) -> Iterator[tuple[DecodeJob, DecodeTiming]]:
-    """Yield what each job took, in their order.
+Timed = tuple[DecodeJob, DecodeTiming | str]
+"""A job with its time, or with what the device said when it failed: a lack of memory mostly."""
+
+
+def time_jobs(jobs: Sequence[DecodeJob], num_processes: int = 1) -> Iterator[Timed]:
+    """Yield what each job took, in their order; one that fails on the device does not end the others.
 
     Raises:
         ChildProcessError: After the last, if a process failed; it has told why on standard error.
@@ -108,9 +114,21 @@ def _timer(job: DecodeJob) -> DecodeTimer:
     )
 
 
-def _time(jobs: Iterable[DecodeJob], timers: Iterable[DecodeTimer]) -> Iterator[tuple[DecodeJob, DecodeTiming]]:
+def _time(jobs: Iterable[DecodeJob], timers: Iterable[DecodeTimer]) -> Iterator[Timed]:
     for name, pairs in groupby(zip(jobs, timers, strict=True), lambda pair: pair[0].model):
-        model = random_model(MODELS[name])
+        try:
+            model = random_model(MODELS[name])
+        except JaxRuntimeError as error:
+            yield from ((job, _first_line(error)) for job, _ in pairs)
+            continue
         for job, timer in pairs:
-            yield job, timer.time(model, num_runs=job.num_runs)
+            try:
+                timed = timer.time(model, num_runs=job.num_runs)
+            except JaxRuntimeError as error:
+                timed = _first_line(error)
+            yield job, timed
         del model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

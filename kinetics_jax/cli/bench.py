@@ -60,16 +60,21 @@ def decode(
     versions = {"kinetics_jax": __version__, "jax": jax.__version__, "python": platform.python_version()}
     content: dict[str, Any] = {"device": None, "hardware": hardware, "versions": versions}
     content |= {"num_steps": num_steps, "num_runs": num_runs, "rows": []}
-    for job, timing in time_jobs(jobs, processes):
+    for count, (job, timing) in enumerate(time_jobs(jobs, processes), 1):
+        if isinstance(timing, str):
+            typer.echo(f"{count} of {len(jobs)}: {job} failed: {timing}", err=True)
+            continue
         content["device"] = timing.device
         content["rows"].append(_row(job, timing, chip))
-        typer.echo(f"{len(content['rows'])} of {len(jobs)}: {job}, {1e3 * timing.step_s:.2f} ms a step", err=True)
+        typer.echo(f"{count} of {len(jobs)}: {job}, {1e3 * timing.step_s:.2f} ms a step", err=True)
         if out is not None:  # what was timed outlives what ends the rest
             write_whole(out, json.dumps(content, indent=2) + "\n")
     if as_json:
         print_json(content)
-    else:
+    elif content["rows"]:
         _print_rows(content["device"], hardware, content["rows"])
+    if len(content["rows"]) < len(jobs):
+        raise typer.Exit(1)
 
 
 def _share_of_waiting(num_processes: int, chip: HardwareSpec) -> float:

@@ -4,11 +4,12 @@ import json
 import os
 from pathlib import Path
 
-import jax
 import pytest
+from jax.errors import JaxRuntimeError
 
 from kinetics_jax.cli._decode_jobs import DecodeJob, time_jobs
 from kinetics_jax.cli._gpu_memory import allow_whole_gpu
+from kinetics_jax.sampling import DecodeTimer
 from kinetics_jax.specs import HARDWARE, MODELS
 
 
@@ -16,8 +17,7 @@ def test_rows_hold_times_floor_and_prediction(kinetics, tmp_path: Path):
     out = tmp_path / "decode.json"
     arguments = ["--attention", "dense", "--attention", "block_topk:16x2", "--context", "60", "--batch-size", "2"]
     arguments += ["--num-steps", "2", "--num-runs", "1", "--out", str(out), "--json"]
-    with jax.numpy_dtype_promotion("standard"):  # Flax's RMSNorm promotes bfloat16 to float32 without a cast
-        done = kinetics("bench", "decode", "Kinetics-Mini-0.1M", *arguments)
+    done = kinetics("bench", "decode", "Kinetics-Mini-0.1M", *arguments)
     assert done.code == 0, done.err
     content = json.loads(done.out)
     assert content == json.loads(out.read_text())
@@ -43,6 +43,26 @@ def test_processes_time_the_same_jobs_and_one_that_fails_leaves_the_others():
         timed.extend(time_jobs(jobs, 2))
     assert [job for job, _ in timed] == jobs[:1]
     assert timed[0][1].step_s > 0
+
+
+def test_a_job_that_fails_on_the_device_is_said_and_the_others_are_timed(kinetics, monkeypatch, tmp_path: Path):
+    whole, time = DecodeTimer.time, []
+
+    def lacks_memory_first(self, *arguments, **options):
+        time.append(1)
+        if len(time) == 1:
+            raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1TiB.\nand more lines")
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(DecodeTimer, "time", lacks_memory_first)
+    arguments = ["--attention", "dense", "--attention", "local:16", "--context", "30", "--batch-size", "2"]
+    done = kinetics(
+        "bench", "decode", "Kinetics-Mini-0.1M", *arguments, "--num-steps", "1", "--num-runs", "1", "--json"
+    )
+    assert done.code == 1
+    assert "1 of 2: Kinetics-Mini-0.1M dense, 2 x 30 tokens failed: RESOURCE_EXHAUSTED: Out of memory" in done.err
+    assert "more lines" not in done.err
+    assert [row["attention"] for row in json.loads(done.out)["rows"]] == ["local:16"]
 
 
 def test_a_model_that_fits_no_chip_is_one_sentence(kinetics):

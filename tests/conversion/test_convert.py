@@ -138,7 +138,7 @@ def test_each_weight_keeps_its_dtype(random_decoder, tmp_path: Path):
     assert loaded.dtype == "bfloat16"
     dtypes = {path[-1]: leaf.dtype.name for path, leaf in leaves_of(loaded).items()}
     assert dtypes == {"embedding": "bfloat16", "kernel": "bfloat16", "scale": "float32"}
-    with jax.numpy_dtype_promotion("standard"):  # inside RMSNorm of Flax, which widens bfloat16
+    with jax.numpy_dtype_promotion("standard"):  # jax.nn.dot_product_attention widens bfloat16
         logits = nnx.eval_shape(lambda model: model(jnp.zeros((2, 5), jnp.int32)), loaded)
     assert (logits.shape, logits.dtype) == ((2, 5, QWEN3.vocab_size), jnp.float32)
     export_checkpoint(tmp_path / "mine", tmp_path / "back")

@@ -175,7 +175,7 @@ def test_decode_step_compiles_once_for_all_lengths(tiny: Decoder):
 
 
 def test_bfloat16_stays_close_and_gives_float32_logits(tiny: Decoder, half_tiny: Decoder):
-    with jax.numpy_dtype_promotion("standard"):  # Flax's RMSNorm promotes bfloat16 to float32 without a cast
+    with jax.numpy_dtype_promotion("standard"):  # jax.nn.dot_product_attention widens bfloat16
         half = full_logits(half_tiny)
     full = full_logits(tiny)
     assert half.dtype == np.float32

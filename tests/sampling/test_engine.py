@@ -152,7 +152,7 @@ def test_bfloat16_says_the_same_from_any_batch():
     """Whatever the batch, the order and the scarcity of pages; chunks and prefixes may round differently, so alike."""
     model = load_zoo_model("Kinetics-Mini-0.1M", dtype=jnp.bfloat16).model
     settings = {"attentions": (SPARSE,), "sampling": HOT, "stopping": Stopping(stop_ids=STOP_IDS), "max_len": MAX_LEN}
-    with jax.numpy_dtype_promotion("standard"):  # Flax's RMSNorm promotes bfloat16 to float32 without a cast
+    with jax.numpy_dtype_promotion("standard"):  # jax.nn.dot_product_attention widens bfloat16
         engines = [
             Engine(model, **settings, num_slots=num_slots, num_pages=num_pages, num_steps=NUM_STEPS, chunk_len=16)
             for num_slots, num_pages in ((6, 60), (2, 12))

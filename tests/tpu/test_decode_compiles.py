@@ -60,8 +60,7 @@ def compile_step(spec: ModelSpec, attention: AttentionSpec, tpus: Slice) -> tupl
     rows = NamedSharding(mesh, PartitionSpec("data"))
     token_ids = jax.ShapeDtypeStruct((NUM_SEQUENCES,), jnp.int32, sharding=rows)
     step = jax.jit(Decoder.decode_step, static_argnums=3, donate_argnums=2)
-    with jax.numpy_dtype_promotion("standard"):  # Flax's RMSNorm promotes bfloat16 to float32 without a cast
-        return step.lower(model, token_ids, cache, attention).compile(), cache
+    return step.lower(model, token_ids, cache, attention).compile(), cache
 
 
 def largest_moved(compiled: jax.stages.Compiled) -> int:

@@ -61,7 +61,7 @@ def compile_decode(spec: ModelSpec, topology: str, shape: tuple[int, int]) -> tu
     }
     batch = Batch(**fields)
     seen = jax.ShapeDtypeStruct((NUM_SLOTS, 0), jnp.bool_, sharding=rows)
-    with jax.numpy_dtype_promotion("standard"), _dispatch.targeting("tpu"):
+    with _dispatch.targeting("tpu"):
         compiled = programs.lower_decode(pools, seen, batch, ATTENTION).compile()
     return compiled, sum(leaf.size * 2 for leaf in pools) // (shape[0] * shape[1])
 

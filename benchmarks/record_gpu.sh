@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Measure on one GPU what docs/sampling.md and docs/kernels.md say of it: JSON and text under OUT, in the order of worth.
+#   OUT=out/gpu benchmarks/record_gpu.sh [steps|peer|kernels|contract ...]
+# Each part takes 3 to 6 minutes of an H100 with 16 cores; without names all of them run. A part that fails says so, and
+# the others go on. `peer` needs torch and transformers, `contract` pytest.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+out="${OUT:-out/gpu}"
+python="${PYTHON:-python}"
+mkdir -p "$out"
+
+part() { # name, command...: its output also goes to a file
+  local name="$1" started=$SECONDS
+  shift
+  "$@" > >(tee "$out/$name.txt") 2> "$out/$name.err" || echo "$name failed: $(tail -n 1 "$out/$name.err" | cut -c1-300)"
+  echo "$name: $((SECONDS - started)) s"
+}
+
+sparse="block_topk:16x64"
+for what in "${@:-steps peer kernels contract}"; do
+  for each in $what; do
+    case "$each" in
+      steps)
+        part batch32 "$python" -m kinetics_jax.cli bench decode Qwen3-0.6B --attention dense --attention "$sparse" \
+          --context 512 --context 4096 --batch-size 32 --processes 4 --out "$out/decode_step.json"
+        part largest "$python" -m kinetics_jax.cli bench decode Qwen3-0.6B Qwen3-1.7B Qwen3-4B Qwen3-8B \
+          --attention dense --attention "$sparse" --context 4096 --context 16384 --context 32768 \
+          --processes 4 --out "$out/decode_step_largest.json"
+        part kernels_0.6b "$python" benchmarks/decode_kernels.py Qwen3-0.6B --out "$out/kernels_0.6b.json"
+        part kernels_8b "$python" benchmarks/decode_kernels.py Qwen3-8B --attention "$sparse" --context-len 16384 \
+          --batch-size 17 --out "$out/kernels_8b.json"
+        ;;
+      peer)
+        part transformers "$python" benchmarks/transformers_generate.py Qwen3-0.6B --batch-size 32 \
+          --prompt-len 512 4096 --gen-len 80 --num-runs 3 --out "$out/transformers.json"
+        ;;
+      kernels)
+        part decode "$python" -m pallas_kernels.benchmarks.decode --out "$out/decode.json"
+        part serving "$python" -m pallas_kernels.benchmarks.decode --implementation mosaic_gpu \
+          --implementation triton --grid serving --out "$out/decode_serving.json"
+        ;;
+      contract)
+        for implementation in mosaic_gpu triton; do
+          part "contract_$implementation" env XLA_PYTHON_CLIENT_MEM_FRACTION=0.07 "$python" -m pytest -q -n 12 -o addopts=--import-mode=importlib \
+            tests/kernels --kernel-implementation "$implementation" -k "not real_sizes"
+          part "real_sizes_$implementation" env XLA_PYTHON_CLIENT_MEM_FRACTION=0.45 "$python" -m pytest -q -n 2 -o addopts=--import-mode=importlib \
+            tests/kernels --kernel-implementation "$implementation" -k real_sizes
+        done
+        ;;
+      *) echo "unknown part: $each. Known: steps, peer, kernels, contract" >&2; exit 2 ;;
+    esac
+  done
+done
