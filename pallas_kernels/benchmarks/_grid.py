@@ -39,17 +39,12 @@ def shapes_around(centre: Shape) -> Iterator[tuple[str, Shape]]:
             yield name, replace(shape, kv_dtype=centre.kv_dtype)
 
 
+_SERVED = ((1, 16_384), (8, 4_096), (8, 32_768), (17, 16_384), (32, 512), (32, 1_024), (32, 4_096), (128, 2_048))
+
+
 def serving_shapes(kv_dtype: str) -> Iterator[tuple[str, Shape]]:
-    """Yield steps of a few microseconds to a few hundred: where an implementation's fixed time decides."""
+    """Yield steps of microseconds: fixed times count, and so does how rows fill rounds of multiprocessors."""
     for name, (num_kv_heads, group) in list(GEOMETRIES.items())[:2]:
-        for batch, context in (
-            (1, 16_384),
-            (8, 4_096),
-            (32, 512),
-            (32, 1_024),
-            (32, 4_096),
-            (32, 16_384),
-            (128, 2_048),
-        ):
+        for batch, context in _SERVED:
             sizes = {"num_kv_heads": num_kv_heads, "group": group, "batch_size": batch, "context_len": context}
             yield name, Shape(**sizes, kv_dtype=kv_dtype)

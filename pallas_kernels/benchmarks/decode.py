@@ -2,7 +2,7 @@
 
     shape A          64 sequences, 8 KV heads of 4 query heads, width 128, context 16,384, pages of 16, budget 1,024
     grid "small"     the shapes that differ from it in one thing: heads, context, budget, page or batch size
-    grid "serving"   short contexts and small batches, dense too: where launches and tails count
+    grid "serving"   short contexts and odd batches, dense too: where launches and rounds count
 
 Several `--implementation` are timed in turn: what `_dispatch` chooses between on Hopper. With `--kv-dtype int8` or
 `float8_e4m3fn` all are of quantised pages, with a bfloat16 scale for each vector.
