@@ -8,16 +8,14 @@ Random weights of true size, as `kinetics bench decode`. Kernels are named by XL
 
 import argparse
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
-
 import jax
 
+from kinetics_jax.cli._gpu_memory import allow_whole_gpu
 from kinetics_jax.sampling import DecodeTimer, random_model
 from kinetics_jax.specs import MODELS, parse_attention
 
@@ -34,6 +32,7 @@ def kernel_times(call: Any) -> list[tuple[str, float]]:
 
     if jax.default_backend() != "gpu" or profiler.mosaic_gpu_lib is None:
         raise RuntimeError(f"kernels are timed by CUPTI, on an NVIDIA GPU; got {jax.default_backend()}")
+    # `profiler.measure` calls twice with the same arguments, which a program that donates them does not take.
     events: Any = profiler.mosaic_gpu_lib._mosaic_gpu_ext
     call()
     events._cupti_init()
@@ -51,6 +50,7 @@ def main() -> None:
     parser.add_argument("--num-rows", type=int, default=20, help="kernels listed")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    allow_whole_gpu()
     sizes = {"context_len": options.context_len, "batch_size": options.batch_size}
     timer = DecodeTimer(MODELS[options.model], parse_attention(options.attention), **sizes, num_steps=NUM_STEPS)
     model = random_model(MODELS[options.model])

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Measure on one GPU what docs/sampling.md and docs/kernels.md say of it: JSON and text under OUT, in the order of worth.
+# Measure on one GPU what docs/sampling.md and docs/kernels.md say of it: JSON and text under OUT.
 #   OUT=out/gpu benchmarks/record_gpu.sh [steps|peer|kernels|contract ...]
-# Each part takes 3 to 6 minutes of an H100 with 16 cores; without names all of them run. A part that fails says so, and
-# the others go on. `peer` needs torch and transformers, `contract` pytest.
+# Without names all parts run, for minutes each. A command that fails says so, and the others go on. `peer` needs torch
+# and transformers, `contract` pytest.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -42,10 +42,12 @@ for what in "${@:-steps peer kernels contract}"; do
         ;;
       contract)
         for implementation in mosaic_gpu triton; do
-          part "contract_$implementation" env XLA_PYTHON_CLIENT_MEM_FRACTION=0.07 "$python" -m pytest -q -n 12 -o addopts=--import-mode=importlib \
-            tests/kernels --kernel-implementation "$implementation" -k "not real_sizes"
-          part "real_sizes_$implementation" env XLA_PYTHON_CLIENT_MEM_FRACTION=0.45 "$python" -m pytest -q -n 2 -o addopts=--import-mode=importlib \
-            tests/kernels --kernel-implementation "$implementation" -k real_sizes
+          contract=("$python" -m pytest -q -o addopts=--import-mode=importlib tests/kernels
+            --kernel-implementation "$implementation")
+          part "contract_$implementation" env XLA_PYTHON_CLIENT_MEM_FRACTION=0.07 \
+            "${contract[@]}" -n 12 -k "not real_sizes"
+          part "real_sizes_$implementation" env XLA_PYTHON_CLIENT_MEM_FRACTION=0.45 \
+            "${contract[@]}" -n 2 -k real_sizes
         done
         ;;
       *) echo "unknown part: $each. Known: steps, peer, kernels, contract" >&2; exit 2 ;;

@@ -37,7 +37,7 @@ from ._vmap import fold_into_batch
 # Implementation: the platform that lowers it.
 _PLATFORMS = {"mosaic_tpu": "tpu", "mosaic_gpu": "cuda", "triton": "cuda"}
 _HOPPER = 9  # major compute capability
-# What Hopper chooses by was measured on an H100 (docs/kernels.md): among more pages Mosaic selects faster than Triton.
+# Among more pages Mosaic GPU selected faster than Triton on an H100; docs/kernels.md names the command that times both.
 _MANY_PAGES = 512
 
 _TARGET = jax.make_user_context(None)

@@ -26,6 +26,7 @@ def launch(
     num_stages: int = 1,
     aliases: dict[int, int] | None = None,
 ) -> Callable[..., Any]:
+    """Return the kernel as a function of arrays; `aliases` maps inputs to the outputs that lie in their memory."""
     # JAX warns when it lowers, which is after this returns and not in our hands: only a filter can keep the warning
     # from programs that turn warnings into errors. It is set here, since importing must change nothing.
     warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)

@@ -35,5 +35,6 @@ def main() -> None:
             warnings.showwarning = _show_warning
             app()
     except (ValueError, OSError, ImportError) as error:
+        console.quiet = False  # of many processes one speaks, but any of them may fail
         console.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -8,7 +8,7 @@ from ._app import console
 
 
 def join_processes(text: str, mesh: str | None) -> None:
-    """Connect this process to the others that were started with the same command; only the first one speaks.
+    """Connect this process to the others of the same command; of their progress the first one tells.
 
     Args:
         text: "auto", where JAX knows the cluster (Slurm, Open MPI, TPU pods), or HOST:PORT,i/n: process i of n, and

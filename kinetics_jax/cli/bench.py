@@ -24,7 +24,7 @@ app.add_typer(group)
 
 _DTYPE = "bfloat16"
 _WAITING_BYTES = 1.5e9
-"""What a process holds of a GPU after compiling: its context, libraries, and what the autotuner had."""
+"""About what a process holds of a GPU after compiling: its context, libraries, and what the autotuner had."""
 _REGION_BYTES = 3e9
 """Left free where processes share a GPU: JAX then takes memory in regions somewhat larger than what is asked for."""
 

@@ -117,11 +117,13 @@ def sample(
         )
         for spec in specs
     ]
+    speaks = jax.process_index() == 0
     if dry_run:
-        print_dry_runs(collectors, questions, strategy, out, shard=part, hardware=hardware, as_json=as_json)
+        if speaks:
+            print_dry_runs(collectors, questions, strategy, out, shard=part, hardware=hardware, as_json=as_json)
         return
     reports = collect_with_bars(collectors, questions, strategy, out, shard=part)
-    if as_json and jax.process_index() == 0:
+    if as_json and speaks:
         print_json([_summary(report) for report in reports])
     if any(report.num_missing for report in reports):
         raise typer.Exit(1)

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from kinetics_jax.sampling import (
     BudgetForcing,
@@ -23,7 +22,6 @@ from kinetics_jax.sampling import (
     Repetition,
     Request,
     Stopping,
-    from_first_process,
     spans_processes,
 )
 from kinetics_jax.specs import DEFAULT_PAGE_LEN, AttentionSpec, SamplingSpec, Strategy
@@ -32,12 +30,12 @@ from kinetics_jax.traces import Trace, TraceWriter, read_traces
 
 from ._ledger import Ledger, Onlooker
 from ._report import CollectReport, Estimate, Price, Progress
+from ._todo import Trials, fitting_problems, missing_trials, num_trials_of, trials_of_first_process
 
 _LONGEST_CHUNK = 512
 """Most prompt tokens computed at once, so that decoding does not wait for long [tokens]."""
 
 ShowProgress = Callable[[Progress], None]
-Trials = list[tuple[Problem, list[int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +135,13 @@ class Collector:
         if self._num_processes > 1 and jax.process_index() > 0:
             return self._collect_beside(problems, strategy, Path(out))
         started = time.perf_counter()
-        fitting, failed = self._fitting(problems, strategy)
+        fitting, failed = fitting_problems(problems, strategy.max_gen_len, self._longest)
         num_total = len(problems) * strategy.num_trials
         with TraceWriter(out) as writer:
-            todo = self._missing(fitting, strategy, writer.done_keys())
+            todo = missing_trials(self.run, fitting, strategy.num_trials, writer.done_keys())
             if self._num_processes > 1:
-                self._agree(fitting, strategy, todo)
-            num_there = len(fitting) * strategy.num_trials - _num_trials(todo)
+                trials_of_first_process(fitting, strategy.num_trials, todo)
+            num_there = len(fitting) * strategy.num_trials - num_trials_of(todo)
             make_trace = partial(self._trace, max_gen_len=strategy.max_gen_len)
             ledger = Ledger(writer, self.task, make_trace, num_graders=self.num_graders, price=self.price)
 
@@ -185,11 +183,11 @@ class Collector:
         Raises:
             ValueError: As `collect`.
         """
-        fitting, failed = self._fitting(problems, strategy)
+        fitting, failed = fitting_problems(problems, strategy.max_gen_len, self._longest)
         done = frozenset(trace.key for trace in read_traces(out)) if Path(out).exists() else frozenset()
-        todo = self._missing(fitting, strategy, done)
+        todo = missing_trials(self.run, fitting, strategy.num_trials, done)
         gen_len = strategy.max_gen_len if self.closing is None else min(strategy.max_gen_len, self.closing.max_gen_len)
-        num_total, num_trials = len(problems) * strategy.num_trials, _num_trials(todo)
+        num_total, num_trials = len(problems) * strategy.num_trials, num_trials_of(todo)
         costs = None
         if self.price is not None:
             costs = [len(trials) * self.price(len(problem.prompt_ids), gen_len) for problem, trials in todo]
@@ -204,15 +202,19 @@ class Collector:
         )
 
     @property
+    def _longest(self) -> int:
+        return self.max_len or self.model.spec.max_len
+
+    @property
     def _num_processes(self) -> int:
         return jax.process_count() if spans_processes(self.model.mesh) else 1
 
     def _collect_beside(self, problems: Sequence[Problem], strategy: Strategy, out: Path) -> CollectReport:
         """Sample with the first process, which alone reads and writes the shard."""
         started = time.perf_counter()
-        fitting, failed = self._fitting(problems, strategy)
-        todo, onlooker = self._agree(fitting, strategy, []), Onlooker()
-        num_there = len(fitting) * strategy.num_trials - _num_trials(todo)
+        fitting, failed = fitting_problems(problems, strategy.max_gen_len, self._longest)
+        todo, onlooker = trials_of_first_process(fitting, strategy.num_trials, []), Onlooker()
+        num_there = len(fitting) * strategy.num_trials - num_trials_of(todo)
         self._sample(todo, strategy, onlooker, failed, lambda num_tokens: None)
         return CollectReport(
             run=self.run,
@@ -225,15 +227,6 @@ class Collector:
             eflops=None,
             failed=failed,
         )
-
-    def _agree(self, problems: Sequence[Problem], strategy: Strategy, todo: Trials) -> Trials:
-        """Return what the first process has to do, in all of them."""
-        lacking = {problem.id: trials for problem, trials in todo}
-        is_todo = np.zeros((len(problems), strategy.num_trials), bool)
-        for row, problem in enumerate(problems):
-            is_todo[row, lacking.get(problem.id, [])] = True
-        rows = from_first_process(is_todo)
-        return [(each, np.flatnonzero(row).tolist()) for each, row in zip(problems, rows, strict=True) if row.any()]
 
     def _sample(
         self,
@@ -304,39 +297,6 @@ class Collector:
             num_steps=self.num_steps,
             chunk_len=chunk_len,
         )
-
-    def _fitting(self, problems: Sequence[Problem], strategy: Strategy) -> tuple[list[Problem], dict[str, str]]:
-        """Return the problems that can be asked, and a sentence for each of the others; raise if none can."""
-        if not problems:
-            raise ValueError("a collection needs at least one problem; got none")
-        if len({problem.id for problem in problems}) < len(problems):
-            raise ValueError("problems of one collection must have ids of their own; got one id twice")
-        failed = {problem.id: said for problem in problems if (said := self._misfit(problem, strategy))}
-        if len(failed) == len(problems):
-            raise ValueError(next(iter(failed.values())))
-        return [problem for problem in problems if problem.id not in failed], failed
-
-    def _misfit(self, problem: Problem, strategy: Strategy) -> str | None:
-        """Say why a problem cannot be asked, or None."""
-        prompt_len, max_len = len(problem.prompt_ids), self.max_len or self.model.spec.max_len
-        if not prompt_len:
-            return f"problem {problem.id} has an empty prompt"
-        if prompt_len + strategy.max_gen_len <= max_len:
-            return None
-        longest = max_len - prompt_len
-        way_out = f"Use a limit of {longest} or less." if longest > 0 else "The prompt alone is too long."
-        return (
-            f"prompt and thought must fit the context of {max_len} tokens; got {prompt_len + strategy.max_gen_len}. "
-            f"{way_out}"
-        )
-
-    def _missing(
-        self, problems: Sequence[Problem], strategy: Strategy, done: frozenset[tuple[str, str, int]]
-    ) -> Trials:
-        """Return the problems that lack trials, with the trials that each lacks."""
-        wanted = range(strategy.num_trials)
-        missing = [(each, [trial for trial in wanted if (self.run, each.id, trial) not in done]) for each in problems]
-        return [(problem, trials) for problem, trials in missing if trials]
 
     def _trace(self, problem: Problem, completion: Completion, grade: Grade, *, max_gen_len: int) -> Trace:
         return Trace(
@@ -439,7 +399,3 @@ def _submit(engine: Engine, request: Request, failed: dict[str, str]) -> int:
 def _problem(request: Request) -> Problem:
     assert isinstance(request.tag, Problem)
     return request.tag
-
-
-def _num_trials(todo: Trials) -> int:
-    return sum(len(trials) for _, trials in todo)

@@ -9,11 +9,9 @@ others hold; chunks of prompts and shared prefixes round differently in the last
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from kinetics_jax.attention import DATA_AXIS
 from kinetics_jax.models import Decoder
@@ -22,7 +20,7 @@ from kinetics_jax.specs import AttentionSpec, Dense, SamplingSpec, attention_by_
 from ._call import NO_TOKEN, Batch, CallWriter, Drawn, PromptChunk
 from ._pages import PageGroup
 from ._pools import Pools, common_page_len, default_num_pages, make_pools
-from ._processes import put, spans_processes
+from ._processes import place_call, place_rows, spans_processes
 from ._programs import Programs
 from ._request import Completion, EngineStats, FinishReason, Request
 from ._scheduler import Lane, Scheduler, Slot, Trial
@@ -338,12 +336,11 @@ class Engine:
         return None
 
     def _run_chunk(self, chunk: PromptChunk, *, is_first: bool) -> np.ndarray:
-        self._pools, hidden = self._programs.prefill(self._pools, self._place(chunk), is_first=is_first)
+        self._pools, hidden = self._programs.prefill(self._pools, place_call(chunk, self._mesh), is_first=is_first)
         return np.asarray(hidden)
 
     def _run_batch(self, lane: Lane, batch: Batch) -> Drawn:
-        seen = self._seen[lane.attention]
-        placed = self._place(batch)
+        seen, placed = self._seen[lane.attention], place_call(batch, self._mesh)
         self._pools, self._seen[lane.attention], drawn = self._programs.decode(
             self._pools, seen, placed, lane.attention
         )
@@ -355,22 +352,9 @@ class Engine:
 
     def _empty_seen(self) -> dict[AttentionSpec, jax.Array]:
         return {
-            spec: self._place_rows(np.zeros((len(lane.slots), self._num_remembered), bool))
+            spec: place_rows(np.zeros((len(lane.slots), self._num_remembered), bool), self._mesh)
             for spec, lane in self._scheduler.lanes.items()
         }
-
-    def _place(self, arrays: Any) -> Any:
-        """Cut the rows over the data axis; `forced` has them last."""
-        if self._mesh is None:
-            return arrays
-        placed = {name: self._place_rows(value) for name, value in arrays._asdict().items() if name != "forced"}
-        if "forced" in arrays._fields:
-            columns = NamedSharding(self._mesh, PartitionSpec(None, DATA_AXIS))
-            placed["forced"] = put(arrays.forced, columns)
-        return type(arrays)(**placed)
-
-    def _place_rows(self, array: np.ndarray) -> jax.Array:
-        return put(array, None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec(DATA_AXIS)))
 
     def _table_widths(self) -> list[int]:
         """Return the widths of page tables that later chunks of a prompt read: few, so that few programs compile."""

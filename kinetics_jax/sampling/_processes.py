@@ -1,14 +1,18 @@
-"""One engine in many processes (`jax.distributed`): each runs the same program with the same host decisions.
+"""One engine on many devices, of one process or of many (`jax.distributed`).
 
 A mesh may lie on devices of several processes. Every process then makes the same engine and submits the same requests
 in the same order; what a call draws is replicated, so that all read the same tokens and go on alike. What could differ
 from process to process, they agree on here. Called by the engine and by `kinetics_jax.collect`.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kinetics_jax.attention import DATA_AXIS
 
 
 def spans_processes(mesh: Mesh | None) -> bool:
@@ -26,9 +30,26 @@ def smallest_of_processes(number: int) -> int:
     return int(np.min(multihost_utils.process_allgather(np.asarray(number, np.int32))))
 
 
-def put(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
-    """Put an array that every process holds where it belongs."""
-    if sharding is None or sharding.is_fully_addressable:
+def place_call(call: Any, mesh: Mesh | None) -> Any:
+    """Put a `Batch` or `PromptChunk` where its program wants it: rows over "data"; `forced` has them last.
+
+    Without a mesh the program takes the host's arrays as they are.
+    """
+    if mesh is None:
+        return call
+    placed = {name: place_rows(array, mesh) for name, array in call._asdict().items() if name != "forced"}
+    if "forced" in call._fields:
+        placed["forced"] = _put(call.forced, NamedSharding(mesh, PartitionSpec(None, DATA_AXIS)))
+    return type(call)(**placed)
+
+
+def place_rows(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
+    """Put an array on the device, or its rows over the data axis of a mesh."""
+    return jax.device_put(array) if mesh is None else _put(array, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
+
+
+def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
-    # `device_put` would compare the arrays of all processes first, at every call.
+    # Every process holds all of it; `device_put` would compare the arrays of all processes first, at every call.
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -3,7 +3,6 @@
 A trained model on prompts of random words, hot enough that its next words are neither certain nor uniform.
 """
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,9 +17,7 @@ from hypothesis import strategies as st
 
 from kinetics_jax.attention import _decode
 from kinetics_jax.models import Decoder
-from kinetics_jax.sampling import BudgetForcing, Completion, Engine, Repetition, Request, Stopping, generate
-from kinetics_jax.sampling._pages import PageGroup
-from kinetics_jax.sampling._scheduler import Scheduler, Trial
+from kinetics_jax.sampling import BudgetForcing, Engine, Repetition, Request, Stopping, generate
 from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, SamplingSpec
 from kinetics_jax.zoo import load_zoo_model
 from pallas_kernels import block_topk_decode
@@ -278,49 +275,6 @@ def test_the_time_of_a_batch_is_shared_and_that_of_compiling_is_nobodys(
     assert shared < 0.9999 * spent
 
 
-def test_the_one_asked_first_goes_first_whichever_its_batch():
-    """Its prompt is computed first, and while it waits for room nobody asked later takes pages, or its prompt's."""
-    group = PageGroup(5, PAGE_LEN)
-    scheduler = Scheduler(SPECS, num_slots=2, groups=[group], num_steps=NUM_STEPS)
-    first, second = request((SPARSE, 0, 0)), request((Dense(), 1, 0))
-    for asked in (first, second):
-        scheduler.submit(Trial(request=asked, key_data=np.zeros(2, np.uint32), max_gen_len=3))
-    scheduler.admit()
-    assert group.filling is not None
-    assert group.filling.token_ids == first.prompt_ids
-    group.filling.num_filled = len(first.prompt_ids)
-    group.finish_prompt(np.zeros(4, np.float32))
-    taken = group.pool.take(group.pool.num_free)
-    scheduler.admit()
-    assert scheduler.num_running == 0
-    assert group.filling is None
-    assert group.prompt(first.prompt_ids) is not None
-    group.pool.release(taken)
-    scheduler.admit()
-    assert [slot.trial.request for slot in scheduler.lanes[SPARSE].running] == [first]
-
-
-def test_a_prompt_that_nobody_continues_is_given_up_in_every_group():
-    """Two groups fill one prompt; its only trial runs, and ends, in the first before the second is done."""
-    groups = [PageGroup(8, PAGE_LEN), PageGroup(8, PAGE_LEN)]
-    scheduler = Scheduler((Dense(),), num_slots=2, groups=groups, num_steps=NUM_STEPS)
-    asked = request((Dense(), 0, 0))
-    scheduler.submit(Trial(request=asked, key_data=np.zeros(2, np.uint32), max_gen_len=3))
-    scheduler.admit()
-    assert all(group.filling is not None for group in groups)
-    assert groups[0].filling is not None
-    groups[0].filling.num_filled = len(asked.prompt_ids)
-    groups[0].finish_prompt(np.zeros(4, np.float32))
-    scheduler.admit()
-    (lane,) = scheduler.lanes.values()
-    (slot,) = lane.running
-    scheduler.finish(lane, slot)
-    assert scheduler.is_idle
-    for group in groups:
-        group.forget_prefixes()
-        assert group.pool.num_held == 0
-
-
 def test_forced_closings_and_penalties_say_what_generate_says(model: Decoder):
     """The rest of the state of a row: whether its thought is closed, which tokens it has seen; after preemption too."""
     closing = BudgetForcing(think_len=5, closing_ids=(40, 41), end_think_id=41, answer_len=4)
@@ -394,43 +348,6 @@ def test_selected_pages_are_the_oracles_at_every_step(model: Decoder, monkeypatc
     num_heads = model.spec.num_layers * model.spec.num_kv_heads
     assert num_read >= num_steps * num_heads * 2
     assert num_read < num_steps * num_heads * 4
-
-
-def test_ten_thousand_short_trials_leave_nothing_behind(model: Decoder):
-    """A pool of a few sequences: no page leaks, nothing compiles, no array and no prompt stays."""
-    engine = Engine(
-        model,
-        sampling=HOT,
-        stopping=Stopping(stop_ids=STOP_IDS),
-        num_slots=32,
-        max_len=24,
-        num_pages=60,
-        page_len=PAGE_LEN,
-        num_steps=4,
-        chunk_len=16,
-    )
-    engine.warm_up()
-    compiled, random = engine.stats.num_compilations, np.random.default_rng(1)
-
-    def requests(num_prompts: int, trials_each: int) -> Iterator[Request]:
-        for _ in range(num_prompts):
-            prompt = tuple(random.integers(16, 24, int(random.integers(1, 14))).tolist())
-            for trial in range(trials_each):
-                limit = int(random.integers(1, 7))
-                yield Request(prompt_ids=prompt, key=KEYS[0], trial=trial, max_gen_len=limit)
-
-    def check(said: list[Completion], num_wanted: int) -> int:
-        assert len(said) == num_wanted
-        assert all(1 <= len(each.token_ids) <= each.request.max_gen_len for each in said)
-        del said
-        assert_empty(engine)
-        gc.collect()
-        return len(jax.live_arrays())
-
-    num_arrays = check(list(engine.run(requests(20, 25))), 500)
-    assert check(list(engine.run(requests(380, 25))), 9_500) == num_arrays
-    assert engine.stats.num_compilations == compiled
-    assert engine.stats.num_preemptions > 0
 
 
 def test_bad_input_is_one_sentence(model: Decoder, engine: Engine):
