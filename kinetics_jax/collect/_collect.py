@@ -132,14 +132,15 @@ class Collector:
             OSError: If the shard cannot be written.
             KeyboardInterrupt: After Ctrl-C, with a sentence on how to go on.
         """
-        if self._num_processes > 1 and jax.process_index() > 0:
+        is_shared = spans_processes(self.model.mesh)
+        if is_shared and jax.process_index() > 0:
             return self._collect_beside(problems, strategy, Path(out))
         started = time.perf_counter()
         fitting, failed = fitting_problems(problems, strategy.max_gen_len, self._longest)
         num_total = len(problems) * strategy.num_trials
         with TraceWriter(out) as writer:
             todo = missing_trials(self.run, fitting, strategy.num_trials, writer.done_keys())
-            if self._num_processes > 1:
+            if is_shared:
                 trials_of_first_process(fitting, strategy.num_trials, todo)
             num_there = len(fitting) * strategy.num_trials - num_trials_of(todo)
             make_trace = partial(self._trace, max_gen_len=strategy.max_gen_len)
@@ -204,10 +205,6 @@ class Collector:
     @property
     def _longest(self) -> int:
         return self.max_len or self.model.spec.max_len
-
-    @property
-    def _num_processes(self) -> int:
-        return jax.process_count() if spans_processes(self.model.mesh) else 1
 
     def _collect_beside(self, problems: Sequence[Problem], strategy: Strategy, out: Path) -> CollectReport:
         """Sample with the first process, which alone reads and writes the shard."""
