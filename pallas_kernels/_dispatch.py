@@ -37,8 +37,8 @@ from ._vmap import fold_into_batch
 # Implementation: the platform that lowers it.
 _PLATFORMS = {"mosaic_tpu": "tpu", "mosaic_gpu": "cuda", "triton": "cuda"}
 _HOPPER = 9  # major compute capability
-# Among more pages Mosaic GPU selected faster than Triton on an H100; docs/kernels.md names the command that times both.
-_MANY_PAGES = 512
+# In tables of more pages, all sequences together, Mosaic GPU selected faster than Triton on an H100 (docs/kernels.md).
+_MANY_PAGES = 32_768
 
 _TARGET = jax.make_user_context(None)
 
@@ -242,7 +242,7 @@ def _by_speed(key_pages: Array, page_table: Array, num_blocks: int | None) -> tu
     if platform == "cuda":
         if _capability() != _HOPPER:
             return ("triton",)
-        selects_among_many = num_blocks is not None and page_table.shape[1] > _MANY_PAGES
+        selects_among_many = num_blocks is not None and page_table.size > _MANY_PAGES
         return ("mosaic_gpu", "triton") if selects_among_many or is_quantised(key_pages) else ("triton", "mosaic_gpu")
     return ()
 

@@ -25,6 +25,8 @@ from ._mosaic_gpu_work import GROUP_ROWS, Item, Queue, Work, query_tiles, rows_o
 from ._plgpu import plgpu
 
 _REDUCTION_BYTES = 2048
+# Of each thread. A third of the registers is 168, too few to widen a tile in, and more than copying needs.
+_CONSUMER_REGISTERS, _PRODUCER_REGISTERS = 240, 72
 
 
 class _Shared(NamedTuple):
@@ -91,10 +93,12 @@ def attend(
         def _(_):
             @pl.when(warpgroup == 0)
             def _():
+                plgpu.set_max_registers(_CONSUMER_REGISTERS, action="increase")
                 _consume(work, shared, queue, q_ref, outs, scale, bool(scores_ref))
 
             @pl.when(warpgroup == 1)
             def _():
+                plgpu.set_max_registers(_PRODUCER_REGISTERS, action="decrease")
                 _produce(work, shared, queue, tuple(pool_refs), bool(scores_ref))
 
         @pl.when(warpgroup == 2)

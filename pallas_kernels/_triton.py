@@ -44,6 +44,9 @@ _DEFAULT_SMS = 108  # A100
 _SIGNED_BYTES = 2**31
 _PROGRAMS_PER_SM = 4
 _MIN_STEPS = 4  # of a part: fewer do not repay its merging
+# On an H100, where a step of a full round takes 6 us: a step of a round of few programs, and the merging of parts.
+_LEAST_ROUND, _MERGE_STEPS = 0.15, 0.6
+_MAX_ROUNDS = 8
 _TILE_BYTES = 16 * 1024  # of keys in one step, as much again of values: two programs share an L4's 100 KiB
 
 
@@ -304,10 +307,22 @@ def _tokens_per_step(head_dim: int, operand: jnp.dtype) -> int:
 
 
 def _num_splits(num_rows: int, max_steps: int) -> int:
-    """Return into how many parts to cut each row, to keep all multiprocessors busy."""
+    """Return into how many parts to cut each row: to fill all multiprocessors once, or to end in a short last round.
+
+    A last round of few programs takes longer than its share of the bytes: they wait for memory, and do not fill it.
+    """
     device = jax.local_devices()[0]
     num_sms = int(getattr(device, "core_count", None) or _DEFAULT_SMS) if device.platform == "gpu" else _DEFAULT_SMS
-    return max(1, min(_PROGRAMS_PER_SM * num_sms // num_rows, max_steps // _MIN_STEPS))
+    slots, most = _PROGRAMS_PER_SM * num_sms, max(1, max_steps // _MIN_STEPS)
+    if num_rows <= slots:
+        return min(slots // num_rows, most)
+
+    def cost(num_splits: int) -> float:
+        rounds, rest = divmod(num_rows * num_splits, slots)
+        last = max(rest / slots, _LEAST_ROUND) if rest else 0.0
+        return pl.cdiv(max_steps, num_splits) * (rounds + last) + (_MERGE_STEPS if num_splits > 1 else 0.0)
+
+    return min(range(1, min(most, _MAX_ROUNDS) + 1), key=cost)
 
 
 def _major(capability: str) -> int:

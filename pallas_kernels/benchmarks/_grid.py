@@ -39,7 +39,17 @@ def shapes_around(centre: Shape) -> Iterator[tuple[str, Shape]]:
             yield name, replace(shape, kv_dtype=centre.kv_dtype)
 
 
-_SERVED = ((1, 16_384), (8, 4_096), (8, 32_768), (17, 16_384), (32, 512), (32, 1_024), (32, 4_096), (128, 2_048))
+_SERVED = (
+    (1, 16_384),
+    (8, 4_096),
+    (8, 32_768),
+    (17, 16_384),
+    (32, 512),
+    (32, 1_024),
+    (32, 4_096),
+    (68, 4_096),
+    (128, 2_048),
+)
 
 
 def serving_shapes(kv_dtype: str) -> Iterator[tuple[str, Shape]]:

@@ -49,21 +49,21 @@ def _make(key: jax.Array, shape: Shape, num_pages: int) -> tuple[jax.Array, ...]
     return q, key_pages, value_pages, means, table, lengths, key_scales, value_scales
 
 
-def topk_step(shape: Shape, implementation: Any) -> Any:
+def topk_step(shape: Shape, implementation: Any, tuning: Any = None) -> Any:
     """Return the jitted function of a cache that reads the best pages."""
 
     def step(*cache: jax.Array) -> jax.Array:
-        options: Any = {"implementation": implementation, **_scales(cache)}
+        options: Any = {"implementation": implementation, "tuning": tuning, **_scales(cache)}
         return block_topk_decode(*cache[:6], num_blocks=shape.num_blocks, **options)
 
     return jax.jit(step)
 
 
-def dense_step(implementation: Any) -> Any:
+def dense_step(implementation: Any, tuning: Any = None) -> Any:
     """Return the jitted function of a cache that reads all pages."""
 
     def step(*cache: jax.Array) -> jax.Array:
-        options: Any = {"implementation": implementation, **_scales(cache)}
+        options: Any = {"implementation": implementation, "tuning": tuning, **_scales(cache)}
         return paged_decode(*cache[:3], *cache[4:6], **options)
 
     return jax.jit(step)

@@ -70,16 +70,16 @@ def test_the_fastest_for_the_device(monkeypatch, platform, capability, mesh_axes
 
 
 @pytest.mark.parametrize(
-    ("max_pages", "num_blocks", "page_dtype", "first"),
+    ("table_shape", "num_blocks", "page_dtype", "first"),
     [
-        (512, 64, "bfloat16", "triton"),
-        (513, 64, "bfloat16", "mosaic_gpu"),
-        (4096, None, "bfloat16", "triton"),
-        (4096, None, "int8", "mosaic_gpu"),
+        ((32, 1024), 64, "bfloat16", "triton"),
+        ((33, 1024), 64, "bfloat16", "mosaic_gpu"),
+        ((64, 1024), None, "bfloat16", "triton"),
+        ((1, 1024), None, "int8", "mosaic_gpu"),
     ],
 )
-def test_hopper_chooses_by_what_is_read(max_pages, num_blocks, page_dtype, first):
-    pages, table = jnp.zeros((1, 8, 16, 128), page_dtype), jnp.zeros((1, max_pages), "int32")
+def test_hopper_chooses_by_what_is_read(table_shape, num_blocks, page_dtype, first):
+    pages, table = jnp.zeros((1, 8, 16, 128), page_dtype), jnp.zeros(table_shape, "int32")
     with _dispatch.targeting("cuda"):
         order = _dispatch._by_speed(pages, table, num_blocks)
     assert order[0] == first

@@ -124,10 +124,15 @@ def test_lowers_for_a_gpu(dtype, page_dtype, page_len, group):
             assert all(f"triton{name}" in program for name in kernels)
 
 
-def test_work_is_cut_where_rows_are_few():
+def test_work_is_cut_where_rows_are_few_or_a_last_round_would_be():
     assert _triton._num_splits(64 * 8, 16) <= 4
     assert _triton._num_splits(8, 1024) * 8 >= 4 * _triton._DEFAULT_SMS
     assert _triton._num_splits(8, 3) == 1  # too short to be worth it
+    one_round = _triton._PROGRAMS_PER_SM * _triton._DEFAULT_SMS
+    assert _triton._num_splits(one_round, 64) == 1
+    assert _triton._num_splits(one_round + 1, 64) > 1
+    assert _triton._num_splits(one_round + 1, 3) == 1
+    assert _triton._num_splits(one_round + one_round // 2, 64) == 1  # half a round is as fast as its bytes
     assert _triton._tokens_per_step(128, jnp.dtype("bfloat16")) == 64
 
 
