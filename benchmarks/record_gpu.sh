@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measure on one GPU what docs/sampling.md and docs/kernels.md say of it: JSON and text under OUT.
-#   OUT=out/gpu benchmarks/record_gpu.sh [steps|peer|kernels|contract ...]
-# Without names all parts run, for minutes each. A command that fails says so, and the others go on. `peer` needs torch
-# and transformers, `contract` pytest.
+#   OUT=out/gpu benchmarks/record_gpu.sh [steps|peer|kernels|contract|scaling ...]
+# Without names all parts but the last run, for minutes each. A command that fails says so, and the others go on. `peer`
+# needs torch and transformers, `contract` pytest, `scaling` two GPUs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -39,18 +39,25 @@ for what in "${@:-steps peer kernels contract}"; do
         part decode "$python" -m pallas_kernels.benchmarks.decode --out "$out/decode.json"
         part serving "$python" -m pallas_kernels.benchmarks.decode --implementation mosaic_gpu \
           --implementation triton --grid serving --out "$out/decode_serving.json"
+        part tune "$python" -m pallas_kernels.benchmarks.tune
         ;;
       contract)
         for implementation in mosaic_gpu triton; do
-          contract=("$python" -m pytest -q -o addopts=--import-mode=importlib tests/kernels
-            --kernel-implementation "$implementation")
-          part "contract_$implementation" env XLA_PYTHON_CLIENT_MEM_FRACTION=0.07 \
-            "${contract[@]}" -n 12 -k "not real_sizes"
-          part "real_sizes_$implementation" env XLA_PYTHON_CLIENT_MEM_FRACTION=0.45 \
-            "${contract[@]}" -n 2 -k real_sizes
+          # Compiling takes most of the time: small and real sizes at once, which share the memory.
+          contract=(env XLA_PYTHON_CLIENT_PREALLOCATE=false "$python" -m pytest -v -o addopts=--import-mode=importlib
+            -p no:benchmark tests/kernels --kernel-implementation "$implementation")
+          part "contract_$implementation" env XLA_PYTHON_CLIENT_MEM_FRACTION=0.05 \
+            "${contract[@]}" -n 10 -k "not real_sizes" &
+          part "real_sizes_$implementation" env XLA_PYTHON_CLIENT_MEM_FRACTION=0.26 \
+            "${contract[@]}" -n 3 -k real_sizes
+          wait
         done
         ;;
-      *) echo "unknown part: $each. Known: steps, peer, kernels, contract" >&2; exit 2 ;;
+      scaling)
+        part scaling "$python" -m kinetics_jax.cli bench decode Qwen3-8B --attention dense --attention "$sparse" \
+          --context 16384 --batch-size 16 --mesh 1x1 --mesh 2x1 --mesh 1x2 --out "$out/decode_step_scaling.json"
+        ;;
+      *) echo "unknown part: $each. Known: steps, peer, kernels, contract, scaling" >&2; exit 2 ;;
     esac
   done
 done

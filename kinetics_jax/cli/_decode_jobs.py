@@ -13,14 +13,17 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh
 
 from kinetics_jax.sampling import DecodeTimer, DecodeTiming, random_model
 from kinetics_jax.specs import MODELS, parse_attention
 
+from ._mesh import parse_mesh
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeJob:
-    """Name a batch to time: a model, an attention, and the sizes of `DecodeTimer`."""
+    """Name a batch to time: a model, an attention, a mesh such as "1x2" or none, and the sizes of `DecodeTimer`."""
 
     model: str
     attention: str
@@ -28,9 +31,11 @@ class DecodeJob:
     batch_size: int
     num_steps: int
     num_runs: int
+    mesh: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.model} {self.attention}, {self.batch_size:,} x {self.context_len:,} tokens"
+        where = "" if self.mesh is None else f", mesh {self.mesh}"
+        return f"{self.model} {self.attention}, {self.batch_size:,} x {self.context_len:,} tokens{where}"
 
 
 Timed = tuple[DecodeJob, DecodeTiming | str]
@@ -97,7 +102,10 @@ class _Worker:
 
 
 def _work(share: Sequence[DecodeJob], there: Connection) -> None:
-    timers = [_timer(job) for job in share]
+    try:
+        timers = [_timer(job) for job in share]
+    except ValueError as error:
+        raise SystemExit(f"Error: {error}") from None
     there.send("compiled")
     there.recv()
     for timed in _time(share, timers):
@@ -111,13 +119,14 @@ def _timer(job: DecodeJob) -> DecodeTimer:
         context_len=job.context_len,
         batch_size=job.batch_size,
         num_steps=job.num_steps,
+        mesh=_mesh_of(job.mesh),
     )
 
 
 def _time(jobs: Iterable[DecodeJob], timers: Iterable[DecodeTimer]) -> Iterator[Timed]:
-    for name, pairs in groupby(zip(jobs, timers, strict=True), lambda pair: pair[0].model):
+    for (name, mesh), pairs in groupby(zip(jobs, timers, strict=True), lambda pair: (pair[0].model, pair[0].mesh)):
         try:
-            model = random_model(MODELS[name])
+            model = random_model(MODELS[name], mesh=_mesh_of(mesh))
         except JaxRuntimeError as error:
             yield from ((job, _first_line(error)) for job, _ in pairs)
             continue
@@ -128,6 +137,10 @@ def _time(jobs: Iterable[DecodeJob], timers: Iterable[DecodeTimer]) -> Iterator[
                 timed = _first_line(error)
             yield job, timed
         del model
+
+
+def _mesh_of(text: str | None) -> Mesh | None:
+    return None if text is None else parse_mesh(text)
 
 
 def _first_line(error: Exception) -> str:

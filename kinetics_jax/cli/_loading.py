@@ -1,11 +1,9 @@
 """Which model does a command mean? A name of the zoo, a Hugging Face folder, or a converted checkpoint."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -73,25 +71,6 @@ def task_for(name: str, data: Path | None, tokenizer: HfTokenizer, *, enable_thi
     if not is_mini:
         raise ValueError(f"task {name!r} is asked in the tokens of the embedded models, and this model has others")
     return task
-
-
-def parse_mesh(text: str) -> Mesh:
-    """Return the mesh that DATAxMODEL means, of this machine's devices, or of all that processes have joined.
-
-    Raises:
-        ValueError: If the text is no two numbers, or there are fewer devices.
-    """
-    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
-    if found is None:
-        raise ValueError(f"--mesh must be DATAxMODEL, two numbers of devices; got {text!r}. Use 1x8 for 8 devices")
-    data, model = int(found[1]), int(found[2])
-    devices = jax.devices()
-    if data * model > len(devices) or (jax.process_count() > 1 and data * model < len(devices)):
-        there = f"this machine has {len(devices)}"
-        if jax.process_count() > 1:  # who has no part in the mesh would wait for ever
-            there = f"the {jax.process_count()} processes have {len(devices)}, and all must take part"
-        raise ValueError(f"--mesh {text} takes {data * model} devices; {there}")
-    return jax.make_mesh((data, model), ("data", "model"), devices=devices[: data * model])
 
 
 def _knows(tokenizer: HfTokenizer, vocabulary: tuple[str, ...]) -> bool:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_FILE_WIDTH = 240
+
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, num_labels: int = 1) -> None:
     """Print a table to standard output; the first `num_labels` columns are text, the others right-aligned numbers.
@@ -22,7 +24,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         table.add_column(column, justify="left" if index < num_labels else "right")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file has no width: nothing is cut off
+        console = Console(width=_FILE_WIDTH)
+    console.print(table)
 
 
 def print_json(content: Any) -> None:

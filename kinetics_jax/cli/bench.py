@@ -16,6 +16,7 @@ from kinetics_jax.specs import HARDWARE, MODELS, HardwareSpec, parse_attention
 from ._app import app
 from ._decode_jobs import DecodeJob, time_jobs
 from ._gpu_memory import allow_whole_gpu
+from ._mesh import mesh_shape
 from ._output import print_json, print_table, write_whole
 from ._pricing import ATTENTION_FORMS, AsJson, Hardware
 
@@ -43,6 +44,10 @@ def decode(
     memory_share: Annotated[float, typer.Option(help="Part of the memory for weights and cache.")] = 0.85,
     num_steps: Annotated[int, typer.Option(help="Decode steps a call.", min=1)] = 16,
     num_runs: Annotated[int, typer.Option(help="Calls timed.", min=1)] = 20,
+    mesh: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATAxMODEL", help="Devices to spread over, such as 1x2; repeat to see how it scales."),
+    ] = None,
     processes: Annotated[int, typer.Option(help="Compile in as many; one at a time is timed.", min=1)] = 1,
     hardware: Hardware = "H100-SXM",
     out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
@@ -53,10 +58,12 @@ def decode(
     chip, jobs = HARDWARE[hardware], []
     names, attentions = [MODELS[name].name for name in model], [str(parse_attention(text)) for text in attention]
     share = memory_share if processes == 1 else memory_share - _share_of_waiting(processes - 1, chip)
-    for name, context_len in product(names, context):
-        size = batch_size or _largest_batch(name, chip, context_len + num_steps, share)
+    for name, place, context_len in product(names, mesh or [None], context):
+        size = batch_size or _largest_batch(name, chip, context_len + num_steps, share, place)
+        if size % _shape_of(place)[0]:
+            raise ValueError(f"--batch-size must be a multiple of the data axis of --mesh {place}; got {size}")
         sizes: dict[str, int] = {"context_len": context_len, "batch_size": size, "num_steps": num_steps}
-        jobs += [DecodeJob(model=name, attention=text, **sizes, num_runs=num_runs) for text in attentions]
+        jobs += [DecodeJob(model=name, attention=text, **sizes, num_runs=num_runs, mesh=place) for text in attentions]
     versions = {"kinetics_jax": __version__, "jax": jax.__version__, "python": platform.python_version()}
     content: dict[str, Any] = {"device": None, "hardware": hardware, "versions": versions}
     content |= {"num_steps": num_steps, "num_runs": num_runs, "rows": []}
@@ -82,16 +89,21 @@ def _share_of_waiting(num_processes: int, chip: HardwareSpec) -> float:
     return (num_processes * _WAITING_BYTES + _REGION_BYTES) / chip.hbm_bytes
 
 
-def _largest_batch(model: str, chip: HardwareSpec, context_len: int, memory_share: float) -> int:
-    """Return the sequences that fit beside the weights with a dense cache.
+def _shape_of(mesh: str | None) -> tuple[int, int]:
+    return (1, 1) if mesh is None else mesh_shape(mesh)
+
+
+def _largest_batch(model: str, chip: HardwareSpec, context_len: int, memory_share: float, mesh: str | None) -> int:
+    """Return the sequences that fit beside the weights with a dense cache, on the device or the mesh.
 
     Raises:
         ValueError: If not one fits.
     """
-    attention = parse_attention("dense")
-    room = cost.capacity(MODELS[model], attention, chip, context_len=context_len, memory_share=memory_share)
+    num_replicas, num_devices = _shape_of(mesh)
+    sizes: dict[str, Any] = {"context_len": context_len, "num_devices": num_devices, "memory_share": memory_share}
+    room = cost.capacity(MODELS[model], parse_attention("dense"), chip, **sizes)
     # Engines keep a mean key a page, whatever the attention.
-    num_sequences = int(room.num_sequences * 32 / 33)
+    num_sequences = num_replicas * int(room.num_sequences * 32 / 33)
     if num_sequences < 1:
         raise ValueError(f"{model} and one sequence of {context_len:,} tokens must fit {chip.name}. Use a larger chip.")
     return num_sequences
@@ -100,12 +112,15 @@ def _largest_batch(model: str, chip: HardwareSpec, context_len: int, memory_shar
 def _row(job: DecodeJob, timing: DecodeTiming, chip: HardwareSpec) -> dict[str, Any]:
     spec, method = MODELS[job.model], parse_attention(job.attention)
     context_len, batch_size = job.context_len, job.batch_size
-    bill = cost.request_cost(spec, method, prompt_len=context_len, gen_len=1, batch_size=batch_size)
-    floor_s = batch_size * bill.bytes / chip.hbm_bytes_per_s
-    predicted_s = cost.decode_step_s(
-        spec, method, chip, context_len=context_len + 1, batch_size=batch_size, check_fits=False
-    )
-    return {
+    num_replicas, num_devices = _shape_of(job.mesh)
+    per_replica = batch_size // num_replicas
+    bill = cost.request_cost(spec, method, prompt_len=context_len, gen_len=1, batch_size=per_replica)
+    floor_s = per_replica * bill.bytes / (num_devices * chip.hbm_bytes_per_s)
+    sizes: dict[str, Any] = {"context_len": context_len + 1, "batch_size": per_replica, "num_devices": num_devices}
+    predicted_s = cost.decode_step_s(spec, method, chip, **sizes, check_fits=False)
+    # Measurements of other devices are no rows of the same panel.
+    place = {} if job.mesh is None else {"mesh": job.mesh, "device": f"{timing.device}, mesh {job.mesh}"}
+    return place | {
         "model": spec.name,
         "attention": job.attention,
         "context_len": context_len,
@@ -123,6 +138,7 @@ def _print_rows(device: str, hardware: str, rows: list[dict[str, Any]]) -> None:
         "model",
         "attention",
         "context",
+        "mesh",
         "batch",
         "ms/step",
         "tokens/s",
@@ -136,6 +152,7 @@ def _print_rows(device: str, hardware: str, rows: list[dict[str, Any]]) -> None:
             row["model"],
             row["attention"],
             f"{row['context_len']:,}",
+            row.get("mesh", "-"),
             f"{row['batch_size']:,}",
             f"{1e3 * row['step_s']:.2f}",
             f"{row['tokens_per_s']:,.0f}",

@@ -15,6 +15,7 @@ from kinetics_jax.models import ModelFile
 
 from ._app import app, console
 from ._bytes import Seen, byte_progress
+from ._mesh import mesh_shape
 from ._output import print_json
 
 
@@ -142,10 +143,7 @@ def _show(target: Path, seen: Seen, seconds: float, report: VerifyReport | None,
 
 def _parse_mesh(text: str) -> AbstractMesh:
     """Return the mesh that `DATAxMODEL` means; it has no devices, and converting looks for none."""
-    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
-    if found is None:
-        raise ValueError(f"--mesh must be DATAxMODEL, two numbers of devices; got {text!r}. Use 1x8 for 8 devices")
-    return AbstractMesh((int(found[1]), int(found[2])), ("data", "model"))
+    return AbstractMesh(mesh_shape(text), ("data", "model"))
 
 
 def _parse_token_ids(texts: list[str]) -> np.ndarray | None:

@@ -16,7 +16,8 @@ from ._app import app
 from ._distributed import join_processes
 from ._dry_run import print_dry_runs
 from ._gpu_memory import allow_whole_gpu
-from ._loading import load_any_model, parse_mesh, task_for
+from ._loading import load_any_model, task_for
+from ._mesh import parse_mesh
 from ._output import print_json
 from ._pricing import AsJson, Hardware
 from ._sampling import budget_forcing, collect_with_bars, price_of

@@ -100,9 +100,7 @@ class Programs:
         """
         return self._decode(self._weights, pools, seen, batch, attention=attention)
 
-    def lower_decode(
-        self, pools: Any, seen: jax.ShapeDtypeStruct, batch: Batch, attention: AttentionSpec
-    ) -> jax.stages.Lowered:
+    def lower_decode(self, pools: Any, seen: Any, batch: Batch, attention: AttentionSpec) -> jax.stages.Lowered:
         """Return `decode` lowered for arguments of these shapes and places, to compile ahead of time."""
         return self._decode.lower(self._weights, pools, seen, batch, attention=attention)
 

@@ -63,8 +63,14 @@ def settings_of(tuning: Tuning) -> dict[str, int]:
 
 def name_of(operation: str, shape: Shape) -> str:
     """Return the name of a shape in the table."""
-    q, key_pages, _, _, page_table, *_ = jax.eval_shape(cache_maker(shape), jax.random.key(0))
-    return key_of(operation, q, key_pages, page_table, shape.num_blocks if operation == _TOPK else None)
+    names = []
+
+    def note(key: jax.Array) -> None:
+        q, key_pages, _, _, page_table, *_ = cache_maker(shape)(key)
+        names.append(key_of(operation, q, key_pages, page_table, shape.num_blocks if operation == _TOPK else None))
+
+    jax.eval_shape(note, jax.random.key(0))
+    return names[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

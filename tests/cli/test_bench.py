@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,44 @@ def test_rows_hold_times_floor_and_prediction(kinetics, tmp_path: Path):
         assert 0 < row["sample_s"] < row["step_s"]
         assert row["tokens_per_s"] == pytest.approx(2 / row["step_s"])
         assert row["predicted_s"] >= 0.9 * row["floor_s"]
+
+
+def test_a_mesh_shares_what_is_read():
+    """Two devices of a machine made to have eight: heads cut in two read half of everything, sequences all weights."""
+    sizes = ["--context", "60", "--batch-size", "4", "--num-steps", "1", "--num-runs", "1"]
+    meshes = ["--mesh", "1x1", "--mesh", "1x2", "--mesh", "2x1"]
+    command = ["bench", "decode", "Kinetics-Mini-0.1M", "--attention", "dense", *sizes, *meshes, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kinetics_jax.cli", *command],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, heads, sequences = json.loads(done.stdout)["rows"]
+    assert [row["mesh"] for row in (one, heads, sequences)] == ["1x1", "1x2", "2x1"]
+    assert heads["device"] == "cpu, mesh 1x2"
+    assert heads["floor_s"] == pytest.approx(one["floor_s"] / 2)
+    weights_s = 2 * MODELS["Kinetics-Mini-0.1M"].num_matmul_params / HARDWARE["H100-SXM"].hbm_bytes_per_s
+    assert sequences["floor_s"] - heads["floor_s"] == pytest.approx(weights_s / 2, rel=0.05)
+    assert all(row["step_s"] > 0 and row["predicted_s"] >= 0.9 * row["floor_s"] for row in (one, heads, sequences))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("2x1", "a multiple of the data axis of --mesh 2x1; got 3"),
+        ("2", "--mesh must be DATAxMODEL"),
+        ("1x99", "takes"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_one_sentence(kinetics, mesh, message):
+    sizes = ["--attention", "dense", "--context", "30", "--batch-size", "3"]
+    done = kinetics("bench", "decode", "Kinetics-Mini-0.1M", *sizes, "--mesh", mesh)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert message in done.err
 
 
 def test_processes_time_the_same_jobs_and_one_that_fails_leaves_the_others():
