@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measure on one GPU what docs/sampling.md and docs/kernels.md say of it: JSON and text under OUT.
-#   OUT=out/gpu benchmarks/record_gpu.sh [steps|peer|kernels|contract|scaling ...]
-# Without names all parts but the last run, for minutes each. A command that fails says so, and the others go on. `peer`
-# needs torch and transformers, `contract` pytest, `scaling` two GPUs.
+#   OUT=out/gpu benchmarks/record_gpu.sh [steps|peer|kernels|contract|sanitizer|scaling ...]
+# Without names the first four run, for minutes each. A command that fails says so, and the others go on. `peer` needs
+# torch and transformers, `contract` pytest, `sanitizer` compute-sanitizer too, `scaling` two GPUs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -53,11 +53,19 @@ for what in "${@:-steps peer kernels contract}"; do
           wait
         done
         ;;
+      sanitizer)
+        for tool in memcheck racecheck; do
+          # It crashes under CUDA graphs.
+          part "$tool" env XLA_FLAGS=--xla_gpu_enable_command_buffer= XLA_PYTHON_CLIENT_PREALLOCATE=false \
+            compute-sanitizer --tool "$tool" "$python" -m pytest -v -o addopts=--import-mode=importlib \
+            tests/kernels/test_mosaic_gpu.py -k decodes_equal --kernel-implementation mosaic_gpu
+        done
+        ;;
       scaling)
         part scaling "$python" -m kinetics_jax.cli bench decode Qwen3-8B --attention dense --attention "$sparse" \
           --context 16384 --batch-size 16 --mesh 1x1 --mesh 2x1 --mesh 1x2 --out "$out/decode_step_scaling.json"
         ;;
-      *) echo "unknown part: $each. Known: steps, peer, kernels, contract, scaling" >&2; exit 2 ;;
+      *) echo "unknown part: $each. Known: steps, peer, kernels, contract, sanitizer, scaling" >&2; exit 2 ;;
     esac
   done
 done

@@ -7,11 +7,15 @@ of batches that fit.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ._style import house_style, new_figure, save, size_styles
 from ._throughput import ThroughputRow
+
+_CLOSE = 1.08
+"""Ratio of predictions below which two points would share the place of a label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +119,17 @@ def speed_up(rows: Sequence[ThroughputRow], path: str | Path, *, svg: bool = Fal
             part = [point for point in points if point.model == model]
             across, up = [point.predicted for point in part], [point.measured for point in part]
             axes.plot(across, up, color=color, marker=marker, linestyle="none", markersize=6, label=model)
-            # Neighbours of one model are alike: their labels go to different sides.
-            for rank, point in enumerate(sorted(part, key=lambda point: point.predicted)):
-                side = {"xytext": (5, -8), "ha": "left"} if rank % 2 else {"xytext": (-5, 4), "ha": "right"}
-                at = {**side, "textcoords": "offset points", "fontsize": 8, "color": color}
+            for point in part:
+                at = {**_label_side(point, points), "textcoords": "offset points", "fontsize": 8, "color": color}
                 axes.annotate(f"{point.context_len / 1024:g}k", (point.predicted, point.measured), **at)
         ends = np.array([[point.predicted, point.measured] for point in points])
         low, high = min(1.0, ends.min()) / 1.1, ends.max() * 1.25
         axes.plot([low, high], [low, high], color="#888888", linewidth=1.0, zorder=1, label="as predicted")
-        for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
+        for axis, scale, limits in (
+            (axes.xaxis, axes.set_xscale, axes.set_xlim),
+            (axes.yaxis, axes.set_yscale, axes.set_ylim),
+        ):
+            scale("log", base=2)
             limits(low, high)
             axis.set_major_formatter("{x:g}x")
         axes.set_aspect("equal")
@@ -136,3 +142,13 @@ def speed_up(rows: Sequence[ThroughputRow], path: str | Path, *, svg: bool = Fal
             f"Speed-up over dense attention on {where}\nmedian measured / predicted: {share:.2f}", loc="left"
         )
         return save(figure, [asdict(point) for point in points], path, svg=svg)
+
+
+def _label_side(point: SpeedUp, points: Sequence[SpeedUp]) -> dict[str, Any]:
+    """Return where the label of a point goes: away from its neighbours."""
+    others = [other.predicted / point.predicted for other in points if other is not point]
+    is_first = not any(1 / _CLOSE < ratio <= 1 for ratio in others)
+    is_last = not any(1 < ratio < _CLOSE for ratio in others)
+    if is_first:
+        return {"xytext": (-5, 4), "ha": "right"}
+    return {"xytext": (5, -8), "ha": "left"} if is_last else {"xytext": (0, -13), "ha": "center"}
