@@ -289,32 +289,32 @@ class Engine:
         running = [(row, slot) for row, slot in enumerate(lane.slots) if slot is not None]
         # The minute of a compilation is no trial's: a limit on seconds would end the first ones for it.
         is_compiled = self._programs.num_compilations.total() == num_compilations
+        token_ids, log_probs = (np.asarray(array).T.tolist() for array in drawn)
         for row, slot in running:
             slot.trial.time_s += is_compiled * elapsed / len(running)
-            self._take_tokens(slot, drawn, row)
+            self._take_tokens(slot, token_ids[row], log_probs[row])
             reason = self._finish_reason(slot)
             if reason is not None:
                 self._finished.append(_completion(slot, reason, has_log_probs=self._keep_log_probs))
                 self._scheduler.finish(lane, slot)
 
-    def _take_tokens(self, slot: Slot, drawn: Drawn, row: int) -> None:
+    def _take_tokens(self, slot: Slot, token_ids: list[int], log_probs: list[float]) -> None:
         """Append what a row drew; tokens that the trial had before its preemption are drawn again and passed over."""
         trial, closing = slot.trial, self._stopping.closing
-        for step in range(0 if slot.num_drawn == 0 else 1, self._num_steps + 1):
-            token = int(drawn.token_ids[step, row])
-            if token == NO_TOKEN:
-                break
-            if slot.num_drawn < len(trial.token_ids):
-                assert token == trial.token_ids[slot.num_drawn], "a preempted trial must say the same again"
-                self._num_replayed += 1
-            else:
-                trial.token_ids.append(token)
-                if self._keep_log_probs:
-                    trial.log_probs.append(float(drawn.log_probs[step, row]))
-                self._num_tokens += 1
-            if closing is not None and token == closing.end_think_id and slot.num_drawn < closing.think_len:
-                slot.closed = True
-            slot.num_drawn += 1
+        first = 0 if slot.num_drawn == 0 else 1
+        end = token_ids.index(NO_TOKEN, first) if NO_TOKEN in token_ids[first:] else len(token_ids)
+        known = trial.token_ids[slot.num_drawn : slot.num_drawn + end - first]
+        new = first + len(known)
+        assert token_ids[first:new] == known, "a preempted trial must say the same again"
+        self._num_replayed += len(known)
+        self._num_tokens += end - new
+        trial.token_ids += token_ids[new:end]
+        if self._keep_log_probs:
+            trial.log_probs += log_probs[new:end]
+        if closing is not None and closing.end_think_id in token_ids[first:end]:
+            is_in_time = slot.num_drawn + token_ids.index(closing.end_think_id, first) - first < closing.think_len
+            slot.closed = slot.closed or is_in_time
+        slot.num_drawn += end - first
 
     def _finish_reason(self, slot: Slot) -> FinishReason | None:
         """Say why a trial ends here, or None; what it said after a loop began to repeat is dropped."""

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jax.errors import JaxRuntimeError
@@ -76,7 +77,7 @@ def test_a_mesh_that_does_not_fit_is_one_sentence(kinetics, mesh, message):
 
 
 def test_processes_time_the_same_jobs_and_one_that_fails_leaves_the_others():
-    sizes = {"context_len": 30, "batch_size": 2, "num_steps": 1, "num_runs": 1}
+    sizes: dict[str, Any] = {"context_len": 30, "batch_size": 2, "num_steps": 1, "num_runs": 1}
     jobs = [DecodeJob(model="Kinetics-Mini-0.1M", attention=text, **sizes) for text in ("dense", "no attention")]
     timed = []
     with pytest.raises(ChildProcessError, match="1 of 2 processes failed"):
