@@ -42,14 +42,14 @@ def without_gloo(printed: str) -> str:
 
 
 def test_two_processes_sample_what_one_samples(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     # Some trials are there already: the second process hears so from the first, which alone reads the folder.
     finish(
         start("--trials=4", f"--out={tmp_path / 'alone'}", num_devices=1),
         start("--trials=1", f"--out={tmp_path / '0'}", num_devices=1),
     )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     together = ("--trials=4", "--mesh=2x2", f"--distributed=localhost:{port}")
     first, second = finish(
         *(
