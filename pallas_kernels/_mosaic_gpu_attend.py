@@ -25,7 +25,8 @@ from ._mosaic_gpu_work import GROUP_ROWS, Item, Queue, Work, query_tiles, rows_o
 from ._plgpu import plgpu
 
 _REDUCTION_BYTES = 2048
-# Of each thread. A third of the registers is 168, too few to widen a tile in, and more than copying needs.
+# Of each thread. A warpgroup starts with 168, a third of the registers: too few to widen a tile in, and more than
+# copying needs. With the selector's 168 they must stay within three times that.
 _CONSUMER_REGISTERS, _PRODUCER_REGISTERS = 240, 72
 
 

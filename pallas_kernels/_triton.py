@@ -44,7 +44,8 @@ _DEFAULT_SMS = 108  # A100
 _SIGNED_BYTES = 2**31
 _PROGRAMS_PER_SM = 4
 _MIN_STEPS = 4  # of a part: fewer do not repay its merging
-# On an H100, where a step of a full round takes 6 us: a step of a round of few programs, and the merging of parts.
+# Of the time that a step of a full round takes: a step of a round of few programs (16 of them, at 68 sequences of 4,096
+# tokens in benchmarks/results/decode_serving_h100.json), and about what merging the parts takes.
 _LEAST_ROUND, _MERGE_STEPS = 0.15, 0.6
 _MAX_ROUNDS = 8
 _TILE_BYTES = 16 * 1024  # of keys in one step, as much again of values: two programs share an L4's 100 KiB

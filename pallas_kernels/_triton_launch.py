@@ -42,6 +42,7 @@ def launch(
 
 
 def sequence_and_head(num_kv_heads: int) -> tuple[Array, Array]:
+    """Return which sequence and which KV head this program works for."""
     row = pl.program_id(0)
     return lax.div(row, num_kv_heads), lax.rem(row, num_kv_heads)
 
@@ -79,6 +80,7 @@ def load_rows(ref: Any, index: tuple[Array | int, ...], mask: Array) -> Array:
 
 
 def rows_of(ref: Any, index: tuple[Array | int, ...]) -> tuple[Array | int, ...]:
+    """Return the index of whole rows of an array [..., H], where parts of `index` are arrays of ids [T]."""
     # Pallas' interpreter takes no slices beside arrays of ids: spell the columns out.
     rows = (part[:, None] if isinstance(part, Array) and part.ndim else part for part in index)
     return *rows, jnp.arange(ref.shape[-1], dtype=jnp.int32)[None, :]

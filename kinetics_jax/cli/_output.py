@@ -25,7 +25,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     for row in rows:
         table.add_row(*map(Text, row))
     console = Console()
-    if not console.is_terminal:  # a file has no width: nothing is cut off
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file has no width: nothing is cut off
         console = Console(width=_FILE_WIDTH)
     console.print(table)
 
