@@ -10,7 +10,8 @@ no `unsupported`); a module is imported when it is first wanted. `tuning` is a f
     unsupported(q, key_pages, page_table, *, summaries=None, num_blocks=None, window_len=None, sink_len=0)
                       -> why it cannot run that, one sentence with the way out; None where it can
 
-`append_kv` and `unsupported_append`, of the same arrays as the public function, are a module's to have or not.
+`append_kv` and `rotate_and_append_kv`, of the arrays of the public functions in their order, are a module's to have or
+not; with them `unsupported_append(q or keys, key_pages, page_table)`.
 With quantised pages come `key_scales`, `value_scales` [R, K, P], as keywords.
 `summaries` and `num_blocks` are given for `block_topk_decode`, the window for `paged_decode`. `num_blocks` < M always:
 a budget that covers the table is the dense decode.
@@ -117,32 +118,27 @@ def paged_decode(
     return out, lse
 
 
-def append_kv(name: Implementation | None, arrays: tuple[Array, ...], scales: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Run `append_kv` of the named implementation, or of the best one; few have one."""
-    keys, key_pages, page_table = arrays[5], arrays[0], arrays[3]
+def append(name: Implementation | None, function: str, arrays: tuple[Array, ...], **options: Any) -> tuple[Array, ...]:
+    """Run `append_kv` or `rotate_and_append_kv` of the named implementation, or of the best one; few have them."""
+    key_pages, page_table = arrays[0], arrays[3]
     order: tuple[Implementation, ...] = (*_by_speed(key_pages, page_table, None), "xla") if name is None else (name,)
-    reasons = [_cannot_append(best, keys, key_pages, page_table) for best in order]
+    reasons = [_cannot_append(best, function, arrays) for best in order]
     if None not in reasons:
         raise NotImplementedError(reasons[0])
     best = order[reasons.index(None)]
     module = None if best == "xla" else _load(best)
-    return _append_on(module, None if name else _PLATFORMS.get(best), arrays, scales)
+    return _append_on(function, tuple(options.items()), module, None if name else _PLATFORMS.get(best), *arrays)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _append_on(
-    module: Any, platform: str | None, arrays: tuple[Array, ...], scales: tuple[Array, ...]
+    function: str, options: tuple[tuple[str, Any], ...], module: Any, platform: str | None, *arrays: Array
 ) -> tuple[Array, ...]:
     """Run it; where it is lowered for another platform, or under `vmap`, XLA's."""
-
-    def by_xla(
-        key_pages: Array, value_pages: Array, key_means: Array, table: Array, lengths: Array, keys: Array, values: Array
-    ) -> tuple[Array, ...]:
-        return _xla.append_kv(key_pages, value_pages, key_means, table, lengths, keys, values, scales)
-
+    by_xla = partial(getattr(_xla, function), **dict(options))
     if module is None:
         return by_xla(*arrays)
-    kernel = jax.custom_batching.custom_vmap(module.append_kv)
+    kernel = jax.custom_batching.custom_vmap(partial(getattr(module, function), **dict(options)))
 
     @kernel.def_vmap
     def rule(axis_size: int, in_batched: list[bool], *arrays: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
@@ -192,14 +188,15 @@ def _unsupported(name: Implementation, shapes: tuple[Array, Array, Array], asked
     return found if isinstance(found, str) else found.unsupported(*shapes, **asked)
 
 
-def _cannot_append(name: Implementation, keys: Array, key_pages: Array, page_table: Array) -> str | None:
+def _cannot_append(name: Implementation, function: str, arrays: tuple[Array, ...]) -> str | None:
     if name == "xla":
         return None
     module = _load(name)
-    if module is not None and not hasattr(module, "append_kv"):
-        return f"append_kv has no implementation {name!r}. Use 'xla', or None to choose"
+    if module is not None and not hasattr(module, function):
+        return f"{function} has no implementation {name!r}. Use 'xla', or None to choose"
     found = _find(name)
-    return found if isinstance(found, str) else found.unsupported_append(keys, key_pages, page_table)
+    key_pages, page_table, first_heads = arrays[0], arrays[3], arrays[5]
+    return found if isinstance(found, str) else found.unsupported_append(first_heads, key_pages, page_table)
 
 
 def _find(name: Implementation) -> ModuleType | str:

@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Int, Real
 from ._merge import merge_partials
 from ._quantise import LARGEST, is_quantised, operand_dtype
 from ._triton_append import append_kv as append_kv
+from ._triton_append import rotate_and_append_kv as rotate_and_append_kv
 from ._triton_launch import launch, load_entries, load_rows, rows_of, sequence_and_head
 from ._triton_select import MAX_PAGES, score_pages, select_pages
 
@@ -120,10 +121,10 @@ def unsupported(
 
 
 def unsupported_append(
-    keys: Float[Array, "B K H"], key_pages: Real[Array, "R K P H"], page_table: Int[Array, "B M"]
+    heads: Float[Array, "B N H"], key_pages: Real[Array, "R K P H"], page_table: Int[Array, "B M"]
 ) -> str | None:
     """Return why this implementation cannot append to these pages, or None if it can."""
-    reason, page_len = unsupported(keys, key_pages, page_table), key_pages.shape[2]
+    reason, page_len = unsupported(heads, key_pages, page_table), key_pages.shape[2]
     if reason is None and page_len & (page_len - 1):
         reason = f"implementation 'triton' appends to pages of a power of two of tokens; got {page_len}. Use 'xla'"
     if reason is None and is_quantised(key_pages):
@@ -312,9 +313,7 @@ def _num_splits(num_rows: int, max_steps: int) -> int:
 
     A last round of few programs takes longer than its share of the bytes: they wait for memory, and do not fill it.
     """
-    device = jax.local_devices()[0]
-    num_sms = int(getattr(device, "core_count", None) or _DEFAULT_SMS) if device.platform == "gpu" else _DEFAULT_SMS
-    slots, most = _PROGRAMS_PER_SM * num_sms, max(1, max_steps // _MIN_STEPS)
+    slots, most = _programs_at_once(), max(1, max_steps // _MIN_STEPS)
     if num_rows <= slots:
         return min(slots // num_rows, most)
 
@@ -324,6 +323,12 @@ def _num_splits(num_rows: int, max_steps: int) -> int:
         return pl.cdiv(max_steps, num_splits) * (rounds + last) + (_MERGE_STEPS if num_splits > 1 else 0.0)
 
     return min(range(1, min(most, _MAX_ROUNDS) + 1), key=cost)
+
+
+def _programs_at_once() -> int:
+    device = jax.local_devices()[0]
+    num_sms = getattr(device, "core_count", None) if device.platform == "gpu" else None
+    return _PROGRAMS_PER_SM * int(num_sms or _DEFAULT_SMS)
 
 
 def _major(capability: str) -> int:

@@ -173,6 +173,28 @@ def check_new_kv(keys: Array, values: Array, key_pages: Array, page_table: Array
     _check_array("values", values, "[B, K, H]", wanted)
 
 
+def check_rotation(
+    cos: Array, sin: Array, norms: tuple[Array, Array] | None, key_pages: Array, page_table: Array
+) -> None:
+    """Check the angles cos, sin [B, H/2] of each token, and the weights [H] of the norms of queries and keys.
+
+    Raises:
+        ValueError: If a shape does not fit, heads have no halves, or the pages are quantised.
+    """
+    if is_quantised(key_pages):
+        raise ValueError(
+            f"rotate_and_append_kv writes pages that are not quantised; got {key_pages.dtype}. "
+            "Use rotate, then append_kv with scales"
+        )
+    batch_size, head_dim = page_table.shape[0], key_pages.shape[-1]
+    if head_dim % 2:
+        raise ValueError(f"rotation turns the two halves of a head; got head_dim={head_dim}. Use an even one")
+    _check_array("cos", cos, "[B, H / 2]", (batch_size, head_dim // 2))
+    _check_array("sin", sin, "[B, H / 2]", (batch_size, head_dim // 2))
+    for norm in norms or ():
+        _check_array("norms", norm, "[H] each", (head_dim,))
+
+
 def check_new_bounds(key_bounds: Array, page_table: Array, lengths: Array, keys: Array, page_len: int) -> None:
     """Check the bounds [R, K, 2, H] and the keys [B, K, H] that widen them.
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from ._heads import rms_norm, rotate
 from ._quantise import dequantise, operand_dtype, quantise
 
 
@@ -204,7 +205,7 @@ def append_kv(
     lengths: Int[Array, " B"],
     keys: Float[Array, "B K H"],
     values: Float[Array, "B K H"],
-    scales: tuple[Float[Array, "R K P"], ...] = (),
+    *scales: Float[Array, "R K P"],
 ) -> tuple[Array, ...]:
     """Put one token per sequence into its page and renew that page's mean; no other page is touched.
 
@@ -239,6 +240,30 @@ def append_kv(
     means = page_means(newest_keys, (slots <= slot[:, None])[:, None, :])
     key_pages, value_pages, *scales_after = (put(pool, pages) for pool, pages in zip(pools, newest, strict=True))
     return key_pages, value_pages, put(key_means, means), *scales_after
+
+
+def rotate_and_append_kv(
+    key_pages: Float[Array, "R K P H"],
+    value_pages: Float[Array, "R K P H"],
+    key_means: Float[Array, "R K H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, " B"],
+    q: Float[Array, "B N H"],
+    keys: Float[Array, "B K H"],
+    values: Float[Array, "B K H"],
+    cos: Float[Array, "B half"],
+    sin: Float[Array, "B half"],
+    *norms: Float[Array, " H"],
+    epsilon: float,
+) -> tuple[Array, ...]:
+    """Norm and rotate queries and keys, then `append_kv`. Returns the queries and the three pools."""
+    if norms:
+        q, keys = (
+            rms_norm(heads, weight, epsilon=epsilon).astype(heads.dtype)
+            for heads, weight in zip((q, keys), norms, strict=True)
+        )
+    keys = rotate(keys, cos, sin)
+    return rotate(q, cos, sin), *append_kv(key_pages, value_pages, key_means, page_table, lengths, keys, values)
 
 
 def page_means(pages: Float[Array, "*B P H"], held: Bool[Array, "*#B P"]) -> Float[Array, "*B H"]:

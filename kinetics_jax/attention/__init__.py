@@ -1,5 +1,7 @@
 """Which cache entries are read? Runs an attention spec on a paged KV cache, a decode step or a prompt at a time."""
 
+from pallas_kernels import rms_norm as rms_norm
+
 from ._cache import PagedCache as PagedCache
 from ._cache import advance as advance
 from ._cache import init_cache as init_cache
@@ -16,7 +18,9 @@ from ._pool import SCRATCH_PAGE as SCRATCH_PAGE
 from ._pool import PagePool as PagePool
 from ._pool import PrefixCache as PrefixCache
 from ._prefill import causal_attention as causal_attention
+from ._rotation import Rotation as Rotation
 from ._sharding import cache_shardings as cache_shardings
 from ._write import append as append
 from ._write import copy_pages as copy_pages
+from ._write import rotate_and_append as rotate_and_append
 from ._write import write_prompt as write_prompt

@@ -17,7 +17,11 @@ Cut = Literal["cache", "heads", "rows", "whole"]
 
 
 def split_over_mesh(
-    function: Callable[..., Any], mesh: Mesh, cache: PagedCache, inputs: tuple[Cut, ...], output: Cut
+    function: Callable[..., Any],
+    mesh: Mesh,
+    cache: PagedCache,
+    inputs: tuple[Cut, ...],
+    output: Cut | tuple[Cut, ...],
 ) -> Callable[..., Any]:
     """Return the function run on what each device holds of a cache: its KV heads, and its page group where there are.
 
@@ -27,8 +31,8 @@ def split_over_mesh(
         function: Takes and returns parts.
         mesh: Has the axes "data" and "model".
         cache: The cache, for its geometry.
-        inputs: How each argument is cut: "cache", "heads" [B, ..., heads, H], "rows" [B], or "whole".
-        output: How the result is cut.
+        inputs: How each argument is cut: "cache", "heads" [B, ..., heads, H], "rows" [B, ...], or "whole".
+        output: How the result is cut, or each of several.
     """
     heads = kv_head_axis(mesh, cache.key_pages.shape[2])
     rows = DATA_AXIS if cache.num_page_groups > 1 else None
@@ -49,11 +53,12 @@ def split_over_mesh(
         num_axes = [each.ndim for each, cut in zip(arguments, inputs, strict=True) if cut == "heads"]
         here = specs | {"heads": PartitionSpec(rows, *[None] * (max(num_axes, default=3) - 3), heads)}
         wanted = tuple(here[cut] for cut in inputs)
+        results = here[output] if isinstance(output, str) else tuple(here[cut] for cut in output)
         # A device alone with all that it needs can run a kernel; XLA can divide none.
         is_alone = rows is not None or mesh.shape[DATA_AXIS] == 1
         axes = {DATA_AXIS, MODEL_AXIS} if is_alone else {MODEL_AXIS}
         local = jax.shard_map(
-            function, mesh=mesh, in_specs=wanted, out_specs=here[output], axis_names=axes, check_vma=not is_alone
+            function, mesh=mesh, in_specs=wanted, out_specs=results, axis_names=axes, check_vma=not is_alone
         )
         return local(*arguments)
 

@@ -1,6 +1,6 @@
 """What is written to a paged cache: a whole prompt for all its trials, one token a sequence and step, copies of pages.
 
-Called by `models` (append, once a layer and step) and `sampling` (write_prompt). Many tokens at once are in `_extend`.
+Called by `models` (once a layer and step) and `sampling` (write_prompt). Many tokens at once are in `_extend`.
 """
 
 import dataclasses
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import append_kv, page_means
+from pallas_kernels import append_kv, page_means, rotate_and_append_kv
 
-from ._cache import PagedCache, fold_layers, layer_page_table
-from ._split import split_over_mesh
+from ._cache import PagedCache, folded_pools, layer_page_table
+from ._rotation import Rotation
+from ._split import Cut, split_over_mesh
 
 
 def write_prompt(
@@ -104,21 +105,67 @@ def append(
     if mesh is not None:
         write = split_over_mesh(append, mesh, cache, ("cache", "whole", "heads", "heads"), "cache")
         return write(cache, jnp.asarray(layer, jnp.int32), keys, values)
-    key_pages, value_pages, key_means = append_kv(
-        fold_layers(cache.key_pages),
-        fold_layers(cache.value_pages),
-        fold_layers(cache.key_means),
-        layer_page_table(cache, layer),
-        cache.lengths + 1,
-        keys,
-        values,
-    )
-    return dataclasses.replace(
-        cache,
-        key_pages=key_pages.reshape(cache.key_pages.shape),
-        value_pages=value_pages.reshape(cache.value_pages.shape),
-        key_means=key_means.reshape(cache.key_means.shape),
-    )
+    pools = append_kv(*folded_pools(cache), layer_page_table(cache, layer), cache.lengths + 1, keys, values)
+    return _with_pools(cache, *pools)
+
+
+def rotate_and_append(
+    cache: PagedCache,
+    layer: int | Int[Array, ""],
+    queries: Float[Array, "B N H"],
+    keys: Float[Array, "B K H"],
+    values: Float[Array, "B K H"],
+    rotation: Rotation,
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "B N H"], PagedCache]:
+    """Norm and rotate the newest token's queries and keys of one layer, then append its keys and values.
+
+    The same as `rotation.turned` and `append`, and one kernel on a GPU.
+
+    Args:
+        cache: The cache.
+        layer: Index of the layer.
+        queries: The queries as projected.
+        keys: The new keys as projected.
+        values: The new values.
+        rotation: How they are normed and turned; one token a sequence.
+        mesh: Axes "data" and "model" over which the cache is sharded (`cache_shardings`), or None.
+
+    Returns:
+        The queries to attend with, and the cache with the token written; `lengths` unchanged.
+
+    Example:
+        >>> from kinetics_jax.attention import init_shared_cache
+        >>> from kinetics_jax.specs import MODELS
+        >>> cache = init_shared_cache(MODELS["Kinetics-Mini-0.1M"], num_trials=1, max_prompt_len=1, max_gen_len=1)
+        >>> num_kv_heads, head_dim = cache.key_pages.shape[2], cache.key_pages.shape[4]
+        >>> heads = jnp.ones((1, num_kv_heads, head_dim))
+        >>> still = Rotation(cos=jnp.ones((1, 1, head_dim // 2)), sin=jnp.zeros((1, 1, head_dim // 2)))
+        >>> queries, cache = rotate_and_append(cache, 0, heads, heads, heads, still)
+        >>> bool((queries == heads).all()), float(cache.key_pages.sum()) == heads.size
+        (True, True)
+    """
+
+    def run(
+        cache: PagedCache,
+        layer: int | Array,
+        queries: Array,
+        keys: Array,
+        values: Array,
+        angles: tuple[Array, Array],
+        norms: tuple[Array, Array] | None,
+    ) -> tuple[Array, PagedCache]:
+        table, lengths = layer_page_table(cache, layer), cache.lengths + 1
+        queries, *pools = rotate_and_append_kv(
+            *folded_pools(cache), table, lengths, queries, keys, values, *angles, norms=norms, epsilon=rotation.epsilon
+        )
+        return queries, _with_pools(cache, *pools)
+
+    if mesh is not None:
+        inputs: tuple[Cut, ...] = ("cache", "whole", "heads", "heads", "heads", "rows", "whole")
+        run, layer = split_over_mesh(run, mesh, cache, inputs, ("heads", "cache")), jnp.asarray(layer, jnp.int32)
+    return run(cache, layer, queries, keys, values, (rotation.cos[:, 0], rotation.sin[:, 0]), rotation.norms)
 
 
 def copy_pages(
@@ -149,6 +196,16 @@ def copy_pages(
         key_pages=copied(cache.key_pages),
         value_pages=copied(cache.value_pages),
         key_means=copied(cache.key_means),
+    )
+
+
+def _with_pools(cache: PagedCache, key_pages: Array, value_pages: Array, key_means: Array) -> PagedCache:
+    """Return the cache with other pools, given with the layers folded into the pages."""
+    return dataclasses.replace(
+        cache,
+        key_pages=key_pages.reshape(cache.key_pages.shape),
+        value_pages=value_pages.reshape(cache.value_pages.shape),
+        key_means=key_means.reshape(cache.key_means.shape),
     )
 
 

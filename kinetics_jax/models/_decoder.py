@@ -13,13 +13,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kinetics_jax.attention import (
     PagedCache,
+    Rotation,
     advance,
-    append,
     append_tokens,
     causal_attention,
     decode_attention,
     extend_attention,
     place_kv,
+    rotate_and_append,
 )
 from kinetics_jax.specs import AttentionSpec, ModelSpec, attention_by_layer
 
@@ -122,7 +123,7 @@ class Decoder(nnx.Module):
         positions = jnp.arange(token_ids.shape[1])[None]
         states = [hidden]
         for layer in self.layers:
-            hidden = layer(hidden, positions, causal_attention)
+            hidden = layer(hidden, positions, _attend_causally)
             states.append(hidden)
         return jnp.stack(states)
 
@@ -145,8 +146,9 @@ class Decoder(nnx.Module):
         hidden = self._embed(token_ids)
         for index, layer in enumerate(self.layers):
 
-            def attend(queries: Array, keys: Array, values: Array, index: int = index) -> Array:
+            def attend(queries: Array, keys: Array, values: Array, rotation: Rotation, index: int = index) -> Array:
                 nonlocal cache
+                queries, keys = rotation.turned(queries, keys)
                 cache = append_tokens(cache, index, keys, values, num_new, mesh=self.mesh)
                 if is_first:
                     return causal_attention(queries, keys, values)
@@ -182,12 +184,12 @@ class Decoder(nnx.Module):
         hidden = self._embed(token_ids[:, None])
         for index, layer in enumerate(self.layers):
 
-            def attend(queries: Array, keys: Array, values: Array, index: int = index) -> Array:
+            def attend(queries: Array, keys: Array, values: Array, rotation: Rotation, index: int = index) -> Array:
                 nonlocal cache
-                cache = append(cache, index, keys[:, 0], values[:, 0], mesh=self.mesh)
+                heads = queries[:, 0], keys[:, 0], values[:, 0]
+                ready, cache = rotate_and_append(cache, index, *heads, rotation, mesh=self.mesh)
                 scale = self.spec.head_dim**-0.5
-                attended = decode_attention(by_layer[index], queries[:, 0], cache, index, scale=scale, mesh=self.mesh)
-                return attended[:, None]
+                return decode_attention(by_layer[index], ready, cache, index, scale=scale, mesh=self.mesh)[:, None]
 
             hidden = layer(hidden, positions, attend)
         num_new = 1 if active is None else active.astype(cache.lengths.dtype)
@@ -197,7 +199,8 @@ class Decoder(nnx.Module):
         positions = jnp.arange(token_ids.shape[1])[None]
         all_keys, all_values = [], []
 
-        def attend(queries: Array, keys: Array, values: Array) -> Array:
+        def attend(queries: Array, keys: Array, values: Array, rotation: Rotation) -> Array:
+            queries, keys = rotation.turned(queries, keys)
             all_keys.append(keys)
             all_values.append(values)
             return causal_attention(queries, keys, values)
@@ -209,6 +212,10 @@ class Decoder(nnx.Module):
 
     def _embed(self, token_ids: Array) -> Array:
         return self.embed.embedding[...][token_ids].astype(self.dtype)
+
+
+def _attend_causally(queries: Array, keys: Array, values: Array, rotation: Rotation) -> Array:
+    return causal_attention(*rotation.turned(queries, keys), values)
 
 
 def abstract_decoder(spec: ModelSpec, *, dtype: DTypeLike = jnp.float32, int8: bool = False) -> Decoder:

@@ -10,15 +10,19 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from kinetics_jax.attention import Rotation
 from kinetics_jax.specs import ModelSpec
 
 from ._linear import Linear
 from ._mlp import make_mlp
 from ._norm import RMSNorm
-from ._rope import apply_rope
+from ._rope import rope_angles
 
-Attend = Callable[[Array, Array, Array], Array]
-"""Maps queries [B, T, N, H], new keys and new values [B, T, K, H] to attended heads [B, T, N, H]."""
+Attend = Callable[[Array, Array, Array, Rotation], Array]
+"""Maps queries [B, T, N, H], new keys and new values [B, T, K, H] to attended heads [B, T, N, H].
+
+All three come as projected; queries and keys are still to be normed and turned, as the rotation says.
+"""
 
 
 class DecoderLayer(nnx.Module):
@@ -36,6 +40,7 @@ class DecoderLayer(nnx.Module):
 
         width = (spec.d_model,)
         heads, kv_heads = (spec.num_heads, spec.head_dim), (spec.num_kv_heads, spec.head_dim)
+        self.head_dim = spec.head_dim
         self.rope_theta = spec.rope_theta
         self.rope_scaling = spec.rope_scaling
         self.attention_norm = norm(spec.d_model)
@@ -53,13 +58,16 @@ class DecoderLayer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Return the residual stream after this layer."""
         hidden = self.attention_norm(residual)
-        queries, keys, values = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
-        if self.q_norm is not None and self.k_norm is not None:
-            queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries = apply_rope(queries, positions, theta=self.rope_theta, scaling=self.rope_scaling)
-        keys = apply_rope(keys, positions, theta=self.rope_theta, scaling=self.rope_scaling)
-        residual = residual + self.o_proj(attend(queries, keys, values))
+        heads = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+        residual = residual + self.o_proj(attend(*heads, self._rotation(positions)))
         return residual + self.mlp(self.mlp_norm(residual))
+
+    def _rotation(self, positions: Int[Array, "#B T"]) -> Rotation:
+        cos, sin = rope_angles(positions, self.head_dim, theta=self.rope_theta, scaling=self.rope_scaling)
+        if self.q_norm is None or self.k_norm is None:
+            return Rotation(cos=cos, sin=sin)
+        norms = self.q_norm.scale[...], self.k_norm.scale[...]
+        return Rotation(cos=cos, sin=sin, norms=norms, epsilon=self.q_norm.epsilon)
 
 
 def logits_from(hidden: Float[Array, "*batch D"], table: Float[Array, "V D"]) -> Float[Array, "*batch V"]:

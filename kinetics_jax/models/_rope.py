@@ -1,4 +1,4 @@
-"""Rotary position embedding in the rotate-half layout of Hugging Face checkpoints, plain or stretched."""
+"""Angles of the rotary position embedding of Hugging Face checkpoints, plain or stretched. Called by `_layer`."""
 
 import math
 
@@ -9,38 +9,30 @@ from jaxtyping import Array, Float, Int
 from kinetics_jax.specs import Llama3Rope, RopeScaling, YarnRope
 
 
-def apply_rope(
-    heads: Float[Array, "*batch T heads H"],
-    positions: Int[Array, "*#batch T"],
-    *,
-    theta: float,
-    scaling: RopeScaling | None = None,
-) -> Float[Array, "*batch T heads H"]:
-    """Rotate each head by its token's position.
+def rope_angles(
+    positions: Int[Array, "*batch T"], head_dim: int, *, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Float[Array, "*batch T half"], Float[Array, "*batch T half"]]:
+    """Return cosine and sine of the angle by which each pair of a token's heads turns.
 
     The pair (x_i, x_{i+H/2}) turns by the angle position * f_i, computed in float32, with f = `rope_frequencies`.
-    YaRN lengthens the result as well, which sharpens the logits.
+    YaRN lengthens the heads as well, which sharpens the logits: both come multiplied by its factor.
 
     Args:
-        heads: Queries or keys [..., T, heads, H].
-        positions: Place of each token in its sequence [..., T].
+        positions: Place of each token in its sequence.
+        head_dim: Width of a head, H.
         theta: Base of the frequencies.
         scaling: How the frequencies are stretched, or None.
 
     Returns:
-        The rotated heads, same shape and dtype.
+        Cosine and sine [..., T, H/2], float32.
 
     References:
         RoFormer (arXiv 2104.09864), with halves instead of interleaved pairs.
     """
-    frequency = jnp.asarray(rope_frequencies(heads.shape[-1], theta=theta, scaling=scaling), jnp.float32)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency.reshape((1,) * (positions.ndim + 1) + (-1,))
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    if isinstance(scaling, YarnRope):
-        length = _yarn_length(scaling)
-        cos, sin = length * cos, length * sin
-    left, right = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(heads.dtype)
+    frequency = jnp.asarray(rope_frequencies(head_dim, theta=theta, scaling=scaling), jnp.float32)
+    angle = positions[..., None].astype(jnp.float32) * frequency.reshape((1,) * positions.ndim + (-1,))
+    length = _yarn_length(scaling) if isinstance(scaling, YarnRope) else 1.0
+    return length * jnp.cos(angle), length * jnp.sin(angle)
 
 
 def rope_frequencies(head_dim: int, *, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " half"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kinetics_jax.attention import PagedCache, append, decode_attention, init_shared_cache, write_prompt
+from kinetics_jax.attention import PagedCache, Rotation, append, decode_attention, init_shared_cache, write_prompt
 from kinetics_jax.models import Decoder, abstract_decoder
 from kinetics_jax.sampling import Generation, generate
 from kinetics_jax.specs import MODELS, AttentionSpec, BlockTopK, Dense, Quest, TopK
@@ -45,8 +45,9 @@ def step_by_hand(model: Decoder, cache: PagedCache, specs: tuple[AttentionSpec, 
     hidden = model.embed.embedding[...][TOKENS[:, None]]
     for index, (layer, spec) in enumerate(zip(model.layers, specs, strict=True)):
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, index=index, spec=spec) -> jax.Array:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, rotation: Rotation, index=index, spec=spec) -> jax.Array:
             nonlocal cache
+            q, k = rotation.turned(q, k)
             cache = append(cache, index, k[:, 0], v[:, 0])
             return decode_attention(spec, q[:, 0], cache, index)[:, None]
 

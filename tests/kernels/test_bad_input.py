@@ -25,6 +25,7 @@ from pallas_kernels._validate import (
     check_pages,
     check_partials,
     check_query,
+    check_rotation,
     check_scores,
 )
 from tests.kernels.cases import make_case
@@ -111,6 +112,18 @@ def test_scales(operation):
         call(CASE, scales, scales)
     with pytest.raises(ValueError, match="key_scales must be bfloat16 or float32; got float16"):
         call(quantised, scales.astype("float16"), scales)
+
+
+def test_rotation():
+    pages, table, angles = CASE.key_pages, CASE.page_table, jnp.ones((2, 4))
+    with pytest.raises(ValueError, match=r"sin must have shape \[B, H / 2\] = \(2, 4\); got \(2, 8\)"):
+        check_rotation(angles, jnp.ones((2, 8)), None, pages, table)
+    with pytest.raises(ValueError, match=r"norms must have shape \[H\] each = \(8,\); got \(4,\)"):
+        check_rotation(angles, angles, (jnp.ones(8), jnp.ones(4)), pages, table)
+    with pytest.raises(ValueError, match=r"not quantised; got int8\. Use rotate, then append_kv with scales"):
+        check_rotation(angles, angles, None, pages.astype("int8"), table)
+    with pytest.raises(ValueError, match="the two halves of a head; got head_dim=7"):
+        check_rotation(angles, angles, None, pages[..., :7], table)
 
 
 def test_summaries():

@@ -1,20 +1,26 @@
 """Rotary embedding: its theory, cases by hand, and the two ways of stretching it."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
-from kinetics_jax.models._rope import apply_rope, rope_frequencies
+from kinetics_jax.models._rope import rope_angles, rope_frequencies
 from kinetics_jax.specs import Llama3Rope, YarnRope
+from pallas_kernels import rotate
 
 LLAMA_3_1 = Llama3Rope(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_len=8192)
 QWEN_YARN = YarnRope(factor=4.0, original_max_len=32_768)
 
-rope = jax.jit(apply_rope, static_argnames=("theta", "scaling"))
+
+@partial(jax.jit, static_argnames="scaling")
+def rope(heads: jax.Array, positions: jax.Array, scaling: YarnRope | None) -> jax.Array:
+    return rotate(heads, *rope_angles(positions, heads.shape[-1], theta=100.0, scaling=scaling))
 
 
 def turned(heads: np.ndarray, positions: np.ndarray, scaling: YarnRope | None = None) -> np.ndarray:
-    return np.asarray(rope(heads.astype(np.float32), positions, theta=100.0, scaling=scaling))
+    return np.asarray(rope(heads.astype(np.float32), positions, scaling))
 
 
 def test_rope_scores_depend_on_the_distance_only():
