@@ -54,12 +54,18 @@ for what in "${@:-steps peer kernels contract}"; do
         done
         ;;
       sanitizer)
+        # It crashes under CUDA graphs.
+        checked=("$python" -m pytest -v -o addopts=--import-mode=importlib -p no:benchmark -p no:cacheprovider)
+        export XLA_FLAGS=--xla_gpu_enable_command_buffer= XLA_PYTHON_CLIENT_PREALLOCATE=false
         for tool in memcheck racecheck; do
-          # It crashes under CUDA graphs.
-          part "$tool" env XLA_FLAGS=--xla_gpu_enable_command_buffer= XLA_PYTHON_CLIENT_PREALLOCATE=false \
-            compute-sanitizer --tool "$tool" "$python" -m pytest -v -o addopts=--import-mode=importlib \
-            tests/kernels/test_mosaic_gpu.py -k decodes_equal --kernel-implementation mosaic_gpu
+          part "$tool" compute-sanitizer --tool "$tool" "${checked[@]}" tests/kernels/test_mosaic_gpu.py \
+            -k decodes_equal --kernel-implementation mosaic_gpu &
+          # Of all kernels, racecheck crashes in one of XLA's.
+          part "${tool}_append" compute-sanitizer --tool "$tool" --kernel-name kns=append_kernel "${checked[@]}" \
+            tests/kernels/test_append.py -k triton &
         done
+        wait
+        unset XLA_FLAGS XLA_PYTHON_CLIENT_PREALLOCATE
         ;;
       scaling)
         part scaling "$python" -m kinetics_jax.cli bench decode Qwen3-8B --attention dense --attention "$sparse" \

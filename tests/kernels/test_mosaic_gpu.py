@@ -52,7 +52,7 @@ WORK = Work(
         (Layout(64, 1, 3, 128, "bfloat16", "int8"), {"num_blocks": 3, "num_local_blocks": 0}, {"num_stages": 2}),
     ],
 )
-def test_interpreted_decodes_equal_the_oracle(layout, counts, tuning):
+def test_decodes_equal_the_oracle_however_tuned(layout, counts, tuning):
     case = make_case([0, layout.page_len + 1, 5 * layout.page_len], layout, max_pages=5)
     got = contract.run("block_topk_decode", "mosaic_gpu", case, **counts, tuning=_mosaic_gpu.Tuning(**tuning))
     wanted = reference_block_topk_decode(*case.arguments("block_topk_decode"), **case.scales, **counts)
