@@ -139,11 +139,13 @@ def rotate_and_append(
         >>> from kinetics_jax.attention import init_shared_cache
         >>> from kinetics_jax.specs import MODELS
         >>> cache = init_shared_cache(MODELS["Kinetics-Mini-0.1M"], num_trials=1, max_prompt_len=1, max_gen_len=1)
-        >>> num_kv_heads, head_dim = cache.key_pages.shape[2], cache.key_pages.shape[4]
-        >>> heads = jnp.ones((1, num_kv_heads, head_dim))
-        >>> still = Rotation(cos=jnp.ones((1, 1, head_dim // 2)), sin=jnp.zeros((1, 1, head_dim // 2)))
-        >>> queries, cache = rotate_and_append(cache, 0, heads, heads, heads, still)
-        >>> bool((queries == heads).all()), float(cache.key_pages.sum()) == heads.size
+        >>> num_layers, _, num_kv_heads, _, head_dim = cache.key_pages.shape
+        >>> prompt = jnp.zeros((num_layers, 1, num_kv_heads, head_dim))
+        >>> cache = write_prompt(cache, prompt, prompt, 1)
+        >>> heads, half = jnp.ones((1, num_kv_heads, head_dim)), jnp.zeros((1, 1, head_dim // 2))
+        >>> about = Rotation(cos=half - 1, sin=half)  # by 180 degrees
+        >>> queries, cache = rotate_and_append(cache, 0, heads, heads, heads, about)
+        >>> bool((queries == -heads).all()), float(cache.key_pages.sum()) == -heads.size
         (True, True)
     """
 
