@@ -61,10 +61,10 @@ def main() -> None:
         family = re.sub(r"(_\d+)+$", "", name.removesuffix("_mosaic_gpu_kernel")) if "gemm" not in name else name
         seconds[family] += time_s / NUM_STEPS
         counts[family] += 1
-    total = seconds.total()
+    total, num_kernels = seconds.total(), counts.total() / NUM_STEPS
     print(
         f"{options.model} {options.attention}, {options.batch_size} x {options.context_len:,} tokens: step "
-        f"{1e3 * step_s:.2f} ms, kernels {1e3 * total:.2f} ms ({sum(counts.values()) / NUM_STEPS:.0f} of them)"
+        f"{1e3 * step_s:.2f} ms, kernels {1e3 * total:.2f} ms ({num_kernels:.0f} of them)"
     )
     rows = [
         {"kernel": name, "count": counts[name] / NUM_STEPS, "step_s": time_s}
@@ -77,7 +77,7 @@ def main() -> None:
         )
     if options.out:
         about = {"device": jax.devices()[0].device_kind, "model": options.model, "attention": options.attention}
-        content = about | sizes | {"step_s": step_s, "kernels_s": total, "rows": rows}
+        content = about | sizes | {"step_s": step_s, "kernels_s": total, "num_kernels": num_kernels, "rows": rows}
         options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -33,7 +33,7 @@ for what in "${@:-steps peer kernels contract}"; do
         ;;
       peer)
         part transformers "$python" benchmarks/transformers_generate.py Qwen3-0.6B --batch-size 32 \
-          --prompt-len 512 4096 --gen-len 80 --num-runs 3 --out "$out/transformers.json"
+          --prompt-len 512 4096 --gen-len 48 --num-runs 3 --out "$out/transformers.json"
         ;;
       kernels)
         part decode "$python" -m pallas_kernels.benchmarks.decode --out "$out/decode.json"
@@ -55,17 +55,16 @@ for what in "${@:-steps peer kernels contract}"; do
         ;;
       sanitizer)
         # It crashes under CUDA graphs.
-        checked=("$python" -m pytest -v -o addopts=--import-mode=importlib -p no:benchmark -p no:cacheprovider)
-        export XLA_FLAGS=--xla_gpu_enable_command_buffer= XLA_PYTHON_CLIENT_PREALLOCATE=false
+        checked=(env XLA_FLAGS=--xla_gpu_enable_command_buffer= XLA_PYTHON_CLIENT_PREALLOCATE=false)
+        pytest=("$python" -m pytest -v -o addopts=--import-mode=importlib -p no:benchmark -p no:cacheprovider)
         for tool in memcheck racecheck; do
-          part "$tool" compute-sanitizer --tool "$tool" "${checked[@]}" tests/kernels/test_mosaic_gpu.py \
+          part "$tool" "${checked[@]}" compute-sanitizer --tool "$tool" "${pytest[@]}" tests/kernels/test_mosaic_gpu.py \
             -k decodes_equal --kernel-implementation mosaic_gpu &
           # Of all kernels, racecheck crashes in one of XLA's.
-          part "${tool}_append" compute-sanitizer --tool "$tool" --kernel-name kns=append_kernel "${checked[@]}" \
-            tests/kernels/test_append.py -k triton &
+          part "${tool}_append" "${checked[@]}" compute-sanitizer --tool "$tool" --kernel-name kns=append_kernel \
+            "${pytest[@]}" tests/kernels/test_append.py -k triton &
         done
         wait
-        unset XLA_FLAGS XLA_PYTHON_CLIENT_PREALLOCATE
         ;;
       scaling)
         part scaling "$python" -m kinetics_jax.cli bench decode Qwen3-8B --attention dense --attention "$sparse" \

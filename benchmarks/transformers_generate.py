@@ -108,7 +108,8 @@ def main() -> None:
             f"{options.model}, prompt {prompt_len:,}: {1e3 * seconds:.2f} ms a step, {rate:,.0f} tokens/s", flush=True
         )
         if options.out:
-            options.out.write_text(json.dumps({"device": name, "versions": versions, "rows": rows}, indent=2) + "\n")
+            about = {"device": name, "versions": versions, "gen_len": options.gen_len, "num_runs": options.num_runs}
+            options.out.write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

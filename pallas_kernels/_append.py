@@ -81,7 +81,7 @@ def append_kv(
         values: The new values.
         key_scales: Factor of each key vector, for pages of int8 or float8_e4m3fn; None for others.
         value_scales: Factor of each value vector; likewise.
-        implementation: None picks what works here; a name never falls back silently.
+        implementation: None picks what works here; a name never falls back silently, but under `vmap` XLA's runs.
 
     Returns:
         The new key_pages, value_pages and key_means; of quantised pages also the new key_scales and value_scales.
@@ -126,7 +126,8 @@ def rotate_and_append_kv(
     """Take heads as the projections give them: norm and rotate queries and keys, then append as `append_kv`.
 
     The same as `rms_norm` (cast to the dtype of the heads), `rotate` and `append_kv` one after the other. On a GPU it
-    is one kernel: a decode step of a small model is short enough for the launches to count.
+    is one kernel: a decode step of a small model is short enough for the launches to count. Under `vmap` XLA's runs,
+    whatever the name, as of `append_kv`.
 
     Args:
         key_pages: Pool of key pages.
@@ -135,19 +136,19 @@ def rotate_and_append_kv(
         page_table: Page ids of each sequence in order.
         lengths: Tokens held [tokens], the new one included.
         q: Queries of the new token as projected.
-        keys: Its keys as projected.
-        values: Its values.
-        cos: Cosine of the angle by which each pair of a head turns, in float32.
+        keys: Its keys as projected, in the dtype of q.
+        values: Its values, likewise.
+        cos: Cosine of the angle by which each pair of a head turns, in float32, times what lengthens the heads (YaRN).
         sin: Sine, likewise.
         norms: Weights of the RMSNorm of query heads and of key heads; None for models without.
         epsilon: Added to the mean square.
-        implementation: None picks what works here; a name never falls back silently.
+        implementation: None picks what works here; a name never falls back silently, but under `vmap`.
 
     Returns:
         The queries to attend with, and the new key_pages, value_pages and key_means.
 
     Raises:
-        ValueError: If a shape does not fit, or the pages are quantised.
+        ValueError: If a shape or dtype does not fit, or the pages are quantised.
         NotImplementedError: If the named implementation does not exist here.
 
     Example:
@@ -164,12 +165,14 @@ def rotate_and_append_kv(
         Qwen3 technical report (arXiv 2505.09388), section 2: the norm of queries and keys.
     """
     _validate.check_implementation(implementation)
-    _validate.check_rotation(cos, sin, norms, key_pages, page_table)
+    _validate.check_not_quantised(key_pages)
     _validate.check_pages(key_pages, value_pages, page_table, lengths)
     _validate.check_key_means(key_means, key_pages)
     _validate.check_query(q, key_pages, page_table, None)
     _validate.check_new_kv(keys, values, key_pages, page_table)
-    arrays = (key_pages, value_pages, key_means, page_table, lengths, q, keys, values, cos, sin, *(norms or ()))
+    _validate.check_rotation(cos, sin, norms, q, keys, values)
+    scales = () if norms is None else norms
+    arrays = (key_pages, value_pages, key_means, page_table, lengths, q, keys, values, cos, sin, *scales)
     queries, *pools = _dispatch.append(implementation, "rotate_and_append_kv", arrays, epsilon=epsilon)
     key_pages, value_pages, key_means = pools
     return queries, key_pages, value_pages, key_means

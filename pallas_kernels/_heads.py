@@ -23,6 +23,7 @@ def rms_norm(x: Float[Array, "*B H"], weight: Float[Array, " H"], *, epsilon: fl
         The normalised vectors in float32.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> rms_norm(jnp.array([3.0, -3.0]), jnp.array([1.0, 2.0]), epsilon=0.0).tolist()
         [1.0, -2.0]
 
@@ -41,13 +42,15 @@ def rotate(
 
     Args:
         heads: Queries or keys.
-        cos: Cosine of the angle of each pair; all heads of a token share it.
+        cos: Cosine of the angle of each pair, times a factor if the heads are to be lengthened (YaRN); all heads of a
+            token share it.
         sin: Sine, likewise.
 
     Returns:
         The turned heads in the dtype of `heads`.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> rotate(jnp.array([[1.0, 2.0]]), jnp.array([0.0]), jnp.array([1.0])).tolist()  # by a right angle
         [[-2.0, 1.0]]
 

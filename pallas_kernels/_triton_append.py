@@ -89,15 +89,17 @@ class _Place(NamedTuple):
     """Hold where the token of this program goes, and the keys of its page that are held already.
 
     Attributes:
+        sequence: The sequence.
+        kv_head: The KV head.
         page_id: The page; 0 where there is no place.
-        kv_head: The head.
         slot: Its slot.
         exists: Whether there is a place.
         held: Both halves of the keys before it [P, H / 2] in float32, zeros in other slots.
     """
 
-    page_id: Array
+    sequence: Array
     kv_head: Array
+    page_id: Array
     slot: Array
     exists: Array
     held: list[Array]
@@ -111,20 +113,20 @@ def _append_kernel(
     lengths_ref: Any,  # [B] int32
     new_key_ref: Any,  # [B, K, H]
     new_value_ref: Any,  # [B, K, H]
-    key_ref: Any,
-    value_ref: Any,
-    mean_ref: Any,
+    key_ref: Any,  # [R, K, P, H]
+    value_ref: Any,  # [R, K, P, H]
+    mean_ref: Any,  # [R, K, H]
 ) -> None:
     del value_in_ref, mean_in_ref
     place = _find_place(key_in_ref, page_table_ref, lengths_ref)
-    b, k = sequence_and_head(key_ref.shape[1])
+    b, k = place.sequence, place.kv_head
     halves = _halves(key_ref.shape[-1])
-    key, value = ([plt.load(ref.at[b, k, half]) for half in halves] for ref in (new_key_ref, new_value_ref))
+    key, value = ([plt.load(ref.at[b, k, columns]) for columns in halves] for ref in (new_key_ref, new_value_ref))
     _write(place, key, value, key_ref, value_ref, mean_ref)
 
 
 def _rotate_and_append_kernel(
-    key_in_ref: Any,  # [R, K, P, H]
+    key_in_ref: Any,  # [R, K, P, H]; the outputs of the same name lie in the same memory
     value_in_ref: Any,  # [R, K, P, H]
     mean_in_ref: Any,  # [R, K, H]
     page_table_ref: Any,  # [B, M] int32
@@ -134,9 +136,9 @@ def _rotate_and_append_kernel(
     sin_ref: Any,  # [B, H / 2]
     query_norm_ref: Any,  # [H], or None
     key_norm_ref: Any,  # [H], or None
-    key_ref: Any,
-    value_ref: Any,
-    mean_ref: Any,
+    key_ref: Any,  # [R, K, P, H]
+    value_ref: Any,  # [R, K, P, H]
+    mean_ref: Any,  # [R, K, H]
     q_ref: Any,  # [B, N, H]
     *,
     group: int,
@@ -145,36 +147,36 @@ def _rotate_and_append_kernel(
     del value_in_ref, mean_in_ref
     # All loads come before the first store, so that none has to wait for it.
     place = _find_place(key_in_ref, page_table_ref, lengths_ref)
-    num_kv_heads, num_heads = key_ref.shape[1], q_ref.shape[1]
-    b, k = sequence_and_head(num_kv_heads)
+    b, k, num_kv_heads, num_heads = place.sequence, place.kv_head, key_ref.shape[1], q_ref.shape[1]
     halves = _halves(key_ref.shape[-1])
-    value = [plt.load(heads_ref.at[b, num_heads + num_kv_heads + k, half]) for half in halves]
+    value = [plt.load(heads_ref.at[b, num_heads + num_kv_heads + k, columns]) for columns in halves]
     cos, sin = (plt.load(ref.at[b, halves[0]])[None, :] for ref in (cos_ref, sin_ref))
 
     def turned(first: Array, count: int, norm_ref: Any) -> list[Array]:
-        row = jnp.arange(pl.next_power_of_2(count), dtype=jnp.int32)
-        rows = first + row[:, None]
-        mask = jnp.broadcast_to((row < count)[:, None], (len(row), len(halves[0])))
+        """Return both halves of `count` heads from the first on, in float32, padded to a power of two of rows."""
+        row = jnp.arange(pl.next_power_of_2(count), dtype=jnp.int32)[:, None]
+        mask = jnp.broadcast_to(row < count, (row.shape[0], halves[0].shape[0]))
         left, right = (
-            plt.load(heads_ref.at[b, rows, half[None, :]], mask=mask, other=0.0).astype(jnp.float32) for half in halves
+            plt.load(heads_ref.at[b, first + row, columns[None, :]], mask=mask, other=0.0).astype(jnp.float32)
+            for columns in halves
         )
         if norm_ref is not None:
             square = jnp.sum(left * left, axis=1) + jnp.sum(right * right, axis=1)
             root = lax.rsqrt(square / q_ref.shape[-1] + epsilon)[:, None]
-            weights = [plt.load(norm_ref.at[half]).astype(jnp.float32)[None, :] for half in halves]
+            weights = [plt.load(norm_ref.at[columns]).astype(jnp.float32)[None, :] for columns in halves]
             left, right = (
-                (half * root * weight).astype(heads_ref.dtype).astype(jnp.float32)
-                for half, weight in zip((left, right), weights, strict=True)
+                (part * root * weight).astype(heads_ref.dtype).astype(jnp.float32)
+                for part, weight in zip((left, right), weights, strict=True)
             )
         return [left * cos - right * sin, right * cos + left * sin]
 
     queries = turned(k * group, group, query_norm_ref)
     # Rounded to the dtype of the heads first, as XLA's are.
-    key = [jnp.sum(half, axis=0).astype(heads_ref.dtype) for half in turned(num_heads + k, 1, key_norm_ref)]
+    key = [jnp.sum(part, axis=0).astype(heads_ref.dtype) for part in turned(num_heads + k, 1, key_norm_ref)]
     row = jnp.arange(queries[0].shape[0], dtype=jnp.int32)[:, None]
-    for half, queries_half in zip(halves, queries, strict=True):
-        mask = jnp.broadcast_to(row < group, queries_half.shape)
-        plt.store(q_ref.at[b, k * group + row, half[None, :]], queries_half.astype(q_ref.dtype), mask=mask)
+    for columns, part in zip(halves, queries, strict=True):
+        mask = jnp.broadcast_to(row < group, part.shape)
+        plt.store(q_ref.at[b, k * group + row, columns[None, :]], part.astype(q_ref.dtype), mask=mask)
     _write(place, key, value, key_ref, value_ref, mean_ref)
 
 
@@ -190,21 +192,21 @@ def _find_place(key_ref: Any, page_table_ref: Any, lengths_ref: Any) -> _Place:
     slots = jnp.arange(page_len, dtype=jnp.int32)[:, None]
     mask = jnp.broadcast_to((slots < slot) & exists, (page_len, head_dim // 2))
     held = [
-        plt.load(key_ref.at[page_id, k, slots, half[None, :]], mask=mask, other=0.0).astype(jnp.float32)
-        for half in _halves(head_dim)
+        plt.load(key_ref.at[page_id, k, slots, columns[None, :]], mask=mask, other=0.0).astype(jnp.float32)
+        for columns in _halves(head_dim)
     ]
-    return _Place(page_id, k, slot, exists, held)
+    return _Place(b, k, page_id, slot, exists, held)
 
 
 def _write(place: _Place, key: list[Array], value: list[Array], key_ref: Any, value_ref: Any, mean_ref: Any) -> None:
-    page_id, k, slot, exists, all_held = place
-    for half, new_key, new_value, held in zip(_halves(key_ref.shape[-1]), key, value, all_held, strict=True):
+    _, k, page_id, slot, exists, all_held = place
+    for columns, new_key, new_value, held in zip(_halves(key_ref.shape[-1]), key, value, all_held, strict=True):
         new_key = new_key.astype(key_ref.dtype)
         mean = (jnp.sum(held, axis=0) + new_key.astype(jnp.float32)) / (slot + 1).astype(jnp.float32)
-        mask = jnp.broadcast_to(exists, half.shape)
-        plt.store(key_ref.at[page_id, k, slot, half], new_key, mask=mask)
-        plt.store(value_ref.at[page_id, k, slot, half], new_value.astype(value_ref.dtype), mask=mask)
-        plt.store(mean_ref.at[page_id, k, half], mean.astype(mean_ref.dtype), mask=mask)
+        mask = jnp.broadcast_to(exists, columns.shape)
+        plt.store(key_ref.at[page_id, k, slot, columns], new_key, mask=mask)
+        plt.store(value_ref.at[page_id, k, slot, columns], new_value.astype(value_ref.dtype), mask=mask)
+        plt.store(mean_ref.at[page_id, k, columns], mean.astype(mean_ref.dtype), mask=mask)
 
 
 def _halves(head_dim: int) -> tuple[Array, Array]:

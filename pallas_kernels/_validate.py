@@ -173,25 +173,41 @@ def check_new_kv(keys: Array, values: Array, key_pages: Array, page_table: Array
     _check_array("values", values, "[B, K, H]", wanted)
 
 
-def check_rotation(
-    cos: Array, sin: Array, norms: tuple[Array, Array] | None, key_pages: Array, page_table: Array
-) -> None:
-    """Check the angles cos, sin [B, H/2] of each token, and the weights [H] of the norms of queries and keys.
+def check_not_quantised(key_pages: Array) -> None:
+    """Check that the pages take heads as they are.
 
     Raises:
-        ValueError: If a shape does not fit, heads have no halves, or the pages are quantised.
+        ValueError: If they are quantised.
     """
     if is_quantised(key_pages):
         raise ValueError(
             f"rotate_and_append_kv writes pages that are not quantised; got {key_pages.dtype}. "
-            "Use rotate, then append_kv with scales"
+            "Use rms_norm and rotate, then append_kv with scales"
         )
-    batch_size, head_dim = page_table.shape[0], key_pages.shape[-1]
+
+
+def check_rotation(
+    cos: Array, sin: Array, norms: tuple[Array, ...] | None, q: Array, keys: Array, values: Array
+) -> None:
+    """Check the angles cos, sin [B, H/2] of each token, the weights [H] of two norms, and that heads share a dtype.
+
+    Raises:
+        ValueError: If a shape, a dtype or a number does not fit, or heads have no halves.
+    """
+    batch_size, _, head_dim = q.shape
+    if not q.dtype == keys.dtype == values.dtype:
+        raise ValueError(f"q, keys and values must share a dtype; got {q.dtype}, {keys.dtype} and {values.dtype}")
     if head_dim % 2:
         raise ValueError(f"rotation turns the two halves of a head; got head_dim={head_dim}. Use an even one")
-    _check_array("cos", cos, "[B, H / 2]", (batch_size, head_dim // 2))
-    _check_array("sin", sin, "[B, H / 2]", (batch_size, head_dim // 2))
-    for norm in norms or ():
+    for name, angle in (("cos", cos), ("sin", sin)):
+        _check_array(name, angle, "[B, H / 2]", (batch_size, head_dim // 2))
+        if angle.dtype != jnp.float32:
+            raise ValueError(f"{name} must be float32; got {angle.dtype}")
+    if norms is None:
+        return
+    if len(norms) != 2:
+        raise ValueError(f"norms are two, of queries and of keys, or None; got {len(norms)}")
+    for norm in norms:
         _check_array("norms", norm, "[H] each", (head_dim,))
 
 

@@ -143,7 +143,7 @@ def init_shared_cache(
         dtype: Of keys, values and key means.
 
     Returns:
-        A cache of length 0; fill it with `write_prompt` before the first `append`.
+        A cache of length 0; fill it with `write_prompt` before the first token is appended.
 
     Raises:
         ValueError: If a size is not positive.
@@ -175,7 +175,7 @@ def advance(cache: PagedCache, num_new: int | Int[Array, " B"] = 1) -> PagedCach
     """Count the tokens that every layer has appended: lengths + num_new.
 
     Args:
-        cache: The cache after `append` or `append_tokens` in every layer.
+        cache: The cache after `rotate_and_append`, `append` or `append_tokens` in every layer.
         num_new: Tokens to count, one number or one a sequence [B]. Negative numbers take tokens back: what is appended
             next overwrites them, by `append_tokens` also in the means of their pages.
 

@@ -26,10 +26,10 @@ def decode_attention(
 ) -> Float[Array, "B N H"]:
     """Attend from the token just appended to the entries that `spec` reads, itself included.
 
-    Called after `append(cache, layer, ...)` and before `advance`, so that it sees lengths + 1 entries. Selection is
-    per sequence, KV head and step, by scores averaged over the query heads of a group; ties go to the lowest token or
-    page. Sinks and newest entries of a selection count in its budget. A budget that covers the whole table gives the
-    dense result bit for bit.
+    Called after `rotate_and_append(cache, layer, ...)` and before `advance`, so that it sees lengths + 1 entries.
+    Selection is per sequence, KV head and step, by scores averaged over the query heads of a group; ties go to the
+    lowest token or page. Sinks and newest entries of a selection count in its budget. A budget that covers the whole
+    table gives the dense result bit for bit.
 
     BlockTopK and Local touch only the pages that they read. TopK and Quest are exact but not fast: TopK is an oracle
     that scores every key, and the cache keeps no page bounds, so Quest finds them in the keys at every step.

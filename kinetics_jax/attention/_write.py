@@ -90,7 +90,8 @@ def append(
 ) -> PagedCache:
     """Write the newest token's keys and values of one layer at position `lengths` and renew its page's mean.
 
-    A step appends once in every layer, then calls `advance`. A sequence without a page left is not written.
+    They come ready to be attended to; `rotate_and_append` takes them as projected. A step appends once in every layer,
+    then calls `advance`. A sequence without a page left is not written.
 
     Args:
         cache: The cache.
@@ -135,6 +136,9 @@ def rotate_and_append(
     Returns:
         The queries to attend with, and the cache with the token written; `lengths` unchanged.
 
+    Raises:
+        ValueError: If the rotation is not of one token a sequence.
+
     Example:
         >>> from kinetics_jax.attention import init_shared_cache
         >>> from kinetics_jax.specs import MODELS
@@ -148,6 +152,11 @@ def rotate_and_append(
         >>> bool((queries == -heads).all()), float(cache.key_pages.sum()) == -heads.size
         (True, True)
     """
+    if rotation.cos.shape[:2] != (queries.shape[0], 1):
+        raise ValueError(
+            f"a step appends one token to each of {queries.shape[0]} sequences; got a rotation of "
+            f"{rotation.cos.shape[1]} tokens of {rotation.cos.shape[0]}. Use append_tokens for more"
+        )
 
     def run(
         cache: PagedCache,

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kinetics_jax.attention import PagedCache, advance, append, init_shared_cache, write_prompt
+from kinetics_jax.attention import (
+    PagedCache,
+    Rotation,
+    advance,
+    append,
+    init_shared_cache,
+    rotate_and_append,
+    write_prompt,
+)
 from kinetics_jax.specs import ModelSpec
 
 MODEL = ModelSpec(
@@ -130,6 +138,24 @@ def test_cache_is_a_named_pytree():
     assert names == [".key_pages", ".value_pages", ".key_means", ".page_table", ".lengths"]
     assert shapes.num_shared_pages == 2
     assert shapes.page_len == 4
+
+
+def test_a_rotation_of_other_tokens_is_refused():
+    cache, _ = fill(5, 0)
+    token, angles = jnp.ones((3, 2, 4)), jnp.ones((3, 2, 2))
+    with pytest.raises(ValueError, match="one token to each of 3 sequences; got a rotation of 2 tokens of 3"):
+        rotate_and_append(cache, 0, token, token, token, Rotation(cos=angles, sin=angles))
+
+
+def test_a_rotation_is_a_pytree():
+    """It goes through `jit` whole, with epsilon static: what is appended is what `turned` gives."""
+    cache, _ = fill(5, 0)
+    token, angles, norm = jnp.arange(24.0).reshape(3, 2, 4), jnp.ones((3, 1, 2)), jnp.arange(4.0)
+    rotation = Rotation(cos=angles, sin=angles / 2, norms=(norm, norm), epsilon=0.5)
+    queries, after = jax.jit(rotate_and_append, static_argnums=1)(cache, 0, token, token, token, rotation)
+    wanted, keys = jax.jit(Rotation.turned)(rotation, token[:, None], token[:, None])
+    np.testing.assert_allclose(queries, wanted[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(after.key_pages, append(cache, 0, keys[:, 0], token).key_pages, rtol=1e-6)
 
 
 def test_bad_input():

@@ -22,6 +22,7 @@ from pallas_kernels._validate import (
     check_key_bounds,
     check_key_means,
     check_new_bounds,
+    check_not_quantised,
     check_pages,
     check_partials,
     check_query,
@@ -115,15 +116,21 @@ def test_scales(operation):
 
 
 def test_rotation():
-    pages, table, angles = CASE.key_pages, CASE.page_table, jnp.ones((2, 4))
+    q, keys, angles, norm = CASE.q, CASE.key_means[:2], jnp.ones((2, 4)), jnp.ones(8)
     with pytest.raises(ValueError, match=r"sin must have shape \[B, H / 2\] = \(2, 4\); got \(2, 8\)"):
-        check_rotation(angles, jnp.ones((2, 8)), None, pages, table)
+        check_rotation(angles, jnp.ones((2, 8)), None, q, keys, keys)
+    with pytest.raises(ValueError, match="cos must be float32; got bfloat16"):
+        check_rotation(angles.astype("bfloat16"), angles, None, q, keys, keys)
     with pytest.raises(ValueError, match=r"norms must have shape \[H\] each = \(8,\); got \(4,\)"):
-        check_rotation(angles, angles, (jnp.ones(8), jnp.ones(4)), pages, table)
-    with pytest.raises(ValueError, match=r"not quantised; got int8\. Use rotate, then append_kv with scales"):
-        check_rotation(angles, angles, None, pages.astype("int8"), table)
+        check_rotation(angles, angles, (norm, jnp.ones(4)), q, keys, keys)
+    with pytest.raises(ValueError, match="norms are two, of queries and of keys, or None; got 1"):
+        check_rotation(angles, angles, (norm,), q, keys, keys)
+    with pytest.raises(ValueError, match="must share a dtype; got float32, float32 and bfloat16"):
+        check_rotation(angles, angles, None, q, keys, keys.astype("bfloat16"))
     with pytest.raises(ValueError, match="the two halves of a head; got head_dim=7"):
-        check_rotation(angles, angles, None, pages[..., :7], table)
+        check_rotation(angles, angles, None, q[..., :7], keys, keys)
+    with pytest.raises(ValueError, match=r"not quantised; got int8\. Use rms_norm and rotate, then append_kv"):
+        check_not_quantised(CASE.key_pages.astype("int8"))
 
 
 def test_summaries():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import _dispatch, _xla, append_kv, block_topk_decode, paged_decode
+from pallas_kernels import _dispatch, _xla, append_kv, block_topk_decode, paged_decode, rotate_and_append_kv
 from pallas_kernels._interpret import gpu_params, interpreted, tpu_params
 from tests.kernels.cases import TINY, Case, Layout, make_case
 
@@ -135,6 +135,9 @@ def test_a_named_implementation_never_falls_back(fake):
     pools, token = (CASE.key_pages, CASE.value_pages, CASE.key_means), CASE.key_means[:3]
     with pytest.raises(NotImplementedError, match=r"append_kv has no implementation 'mosaic_gpu'\. Use 'xla'"):
         append_kv(*pools, CASE.page_table, CASE.lengths, token, token, implementation="mosaic_gpu")
+    heads, angles = (CASE.q, token, token), (jnp.ones((3, 4)),) * 2
+    with pytest.raises(NotImplementedError, match="rotate_and_append_kv has no implementation 'mosaic_gpu'"):
+        rotate_and_append_kv(*pools, CASE.page_table, CASE.lengths, *heads, *angles, implementation="mosaic_gpu")
     assert not fake.shapes
 
 
