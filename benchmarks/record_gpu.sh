@@ -60,7 +60,7 @@ for what in "${@:-steps peer kernels contract}"; do
         for tool in memcheck racecheck; do
           part "$tool" "${checked[@]}" compute-sanitizer --tool "$tool" "${pytest[@]}" tests/kernels/test_mosaic_gpu.py \
             -k decodes_equal --kernel-implementation mosaic_gpu &
-          # Of all kernels, racecheck crashes in one of XLA's.
+          # Shown all kernels, racecheck crashes in one that is not ours.
           part "${tool}_append" "${checked[@]}" compute-sanitizer --tool "$tool" --kernel-name kns=append_kernel \
             "${pytest[@]}" tests/kernels/test_append.py -k triton &
         done

@@ -277,6 +277,11 @@ def check_window(
 
 
 def check_table(page_table: Array, lengths: Array) -> None:
+    """Check page_table [B, M] and lengths [B], without the pages.
+
+    Raises:
+        ValueError: If a shape or dtype does not fit.
+    """
     if page_table.ndim != 2 or not jnp.issubdtype(page_table.dtype, jnp.integer):
         raise ValueError(f"page_table must be int32 [B, M]; got {page_table.dtype} {page_table.shape}")
     _check_array("lengths", lengths, "[B] of page_table", page_table.shape[:1])

@@ -20,7 +20,6 @@ from ._pool import PrefixCache as PrefixCache
 from ._prefill import causal_attention as causal_attention
 from ._rotation import Rotation as Rotation
 from ._sharding import cache_shardings as cache_shardings
-from ._write import append as append
 from ._write import copy_pages as copy_pages
 from ._write import rotate_and_append as rotate_and_append
 from ._write import write_prompt as write_prompt

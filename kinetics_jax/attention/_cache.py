@@ -175,7 +175,7 @@ def advance(cache: PagedCache, num_new: int | Int[Array, " B"] = 1) -> PagedCach
     """Count the tokens that every layer has appended: lengths + num_new.
 
     Args:
-        cache: The cache after `rotate_and_append`, `append` or `append_tokens` in every layer.
+        cache: The cache after `rotate_and_append` or `append_tokens` in every layer.
         num_new: Tokens to count, one number or one a sequence [B]. Negative numbers take tokens back: what is appended
             next overwrites them, by `append_tokens` also in the means of their pages.
 
@@ -192,7 +192,7 @@ def cache_of_leaves(cache: PagedCache, **leaves: object) -> PagedCache:
 
 def folded_pools(cache: PagedCache) -> tuple[Array, Array, Array]:
     """Return keys, values [L * R, K, P, H] and means [L * R, K, H]: views, so that no layer is ever copied out."""
-    return fold_layers(cache.key_pages), fold_layers(cache.value_pages), fold_layers(cache.key_means)
+    return _fold_layers(cache.key_pages), _fold_layers(cache.value_pages), _fold_layers(cache.key_means)
 
 
 def layer_page_table(cache: PagedCache, layer: int | Int[Array, ""]) -> Int[Array, "B M"]:
@@ -228,7 +228,7 @@ def _require_positive(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1; got {size}")
 
 
-def fold_layers(pool: Array) -> Array:
+def _fold_layers(pool: Array) -> Array:
     return pool.reshape(-1, *pool.shape[2:])
 
 

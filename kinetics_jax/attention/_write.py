@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import append_kv, page_means, rotate_and_append_kv
+from pallas_kernels import page_means, rotate_and_append_kv
 
 from ._cache import PagedCache, folded_pools, layer_page_table
 from ._rotation import Rotation
@@ -80,36 +80,6 @@ def write_prompt(
     )
 
 
-def append(
-    cache: PagedCache,
-    layer: int | Int[Array, ""],
-    keys: Float[Array, "B K H"],
-    values: Float[Array, "B K H"],
-    *,
-    mesh: Mesh | None = None,
-) -> PagedCache:
-    """Write the newest token's keys and values of one layer at position `lengths` and renew its page's mean.
-
-    They come ready to be attended to; `rotate_and_append` takes them as projected. A step appends once in every layer,
-    then calls `advance`. A sequence without a page left is not written.
-
-    Args:
-        cache: The cache.
-        layer: Index of the layer.
-        keys: The new keys.
-        values: The new values.
-        mesh: Axes "data" and "model" over which the cache is sharded (`cache_shardings`), or None.
-
-    Returns:
-        The cache with the token written; `lengths` unchanged.
-    """
-    if mesh is not None:
-        write = split_over_mesh(append, mesh, cache, ("cache", "whole", "heads", "heads"), "cache")
-        return write(cache, jnp.asarray(layer, jnp.int32), keys, values)
-    pools = append_kv(*folded_pools(cache), layer_page_table(cache, layer), cache.lengths + 1, keys, values)
-    return _with_pools(cache, *pools)
-
-
 def rotate_and_append(
     cache: PagedCache,
     layer: int | Int[Array, ""],
@@ -120,9 +90,10 @@ def rotate_and_append(
     *,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "B N H"], PagedCache]:
-    """Norm and rotate the newest token's queries and keys of one layer, then append its keys and values.
+    """Norm and rotate the newest token's queries and keys of one layer, then write its keys and values.
 
-    The same as `rotation.turned` and `append`, and one kernel on a GPU.
+    They go to position `lengths`, and the mean of their page is renewed: on a GPU all in one kernel. A step appends
+    once in every layer, then calls `advance`. A sequence without a page left is not written.
 
     Args:
         cache: The cache.

@@ -9,12 +9,12 @@ from kinetics_jax.attention import (
     PagedCache,
     Rotation,
     advance,
-    append,
     init_shared_cache,
     rotate_and_append,
     write_prompt,
 )
 from kinetics_jax.specs import ModelSpec
+from tests.attention.appending import append
 
 MODEL = ModelSpec(
     name="test",

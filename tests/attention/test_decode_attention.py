@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kinetics_jax.attention import PagedCache, advance, append, decode_attention, init_shared_cache, write_prompt
+from kinetics_jax.attention import PagedCache, advance, decode_attention, init_shared_cache, write_prompt
 from kinetics_jax.specs import AttentionSpec, BlockTopK, Dense, Local, ModelSpec, Quest, TopK
 from pallas_kernels._reference import (
     reference_block_topk_decode,
@@ -19,6 +19,7 @@ from pallas_kernels._reference import (
     reference_quest_decode,
     reference_topk_decode,
 )
+from tests.attention.appending import append
 
 MODEL = ModelSpec(
     name="test",

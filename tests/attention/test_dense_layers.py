@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kinetics_jax.attention import PagedCache, Rotation, append, decode_attention, init_shared_cache, write_prompt
+from kinetics_jax.attention import PagedCache, Rotation, decode_attention, init_shared_cache, write_prompt
 from kinetics_jax.models import Decoder, abstract_decoder
 from kinetics_jax.sampling import Generation, generate
 from kinetics_jax.specs import MODELS, AttentionSpec, BlockTopK, Dense, Quest, TopK
 from kinetics_jax.zoo import load_zoo_model
+from tests.attention.appending import append
 
 PROMPT_LEN, NUM_TRIALS = 14, 2
 NAME = "Kinetics-Mini-0.1M"
